@@ -1,0 +1,60 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: setup serve test test-gpu bench lint format types pins clean help
+
+setup: .venv/stamp  ## make .venv with everything pinned
+
+.venv/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[demo,test,bench]'
+	@touch $@
+
+serve: setup  ## run the server in the foreground, with the demo models unless WARMFORK_MODELS names others
+	@[ "$${WARMFORK_MODELS:-models}" != models ] || $(BIN)/python -m demo models
+	@exec $(BIN)/gunicorn -c gunicorn.conf.py
+
+test: setup lint types  ## lint, types and every test that needs no GPU
+	$(BIN)/python -m pytest -q -m 'not gpu'
+
+test-gpu:  ## every test that needs a GPU; says so where there is none
+	@if [ -e /dev/nvidiactl ] || nvidia-smi --list-gpus >/dev/null 2>&1; then \
+		$(MAKE) --no-print-directory gpu-tests; \
+	else \
+		echo 'make test-gpu: no NVIDIA GPU here, nothing to test'; \
+	fi
+
+.PHONY: gpu-tests
+gpu-tests: setup
+	$(BIN)/python -m pytest -q -m gpu || [ $$? -eq 5 ]  # 5: no test is marked gpu
+
+bench: setup  ## the benchmarks, into bench-results/*.json and a table
+	$(BIN)/python -m bench
+
+lint: setup  ## ruff: every rule, and the format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: setup  ## ruff: sort imports, format
+	$(BIN)/ruff check --quiet --select I --fix
+	$(BIN)/ruff format
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+# With the oldest Python that we support, so that what is pinned exists for all of them.
+pins:  ## make constraints.txt anew from the newest versions that pyproject.toml allows
+	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT \
+	&& $(PYTHON) -m venv "$$new/venv" \
+	&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check '.[demo,test,bench]' \
+	&& sed '/^[^#]/,$$d' constraints.txt > "$$new/pins" \
+	&& "$$new/venv/bin/python" -m pip freeze --exclude warmfork >> "$$new/pins" \
+	&& cp "$$new/pins" constraints.txt
+
+clean:  ## remove what was made here, models/ excepted
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis bench-results build warmfork.egg-info
+	find server hooks demo bench tests -name __pycache__ -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

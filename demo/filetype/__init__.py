@@ -1,0 +1,1 @@
+"""The demo model `filetype`: what kind of file some bytes are, by magika's network."""

@@ -1,0 +1,30 @@
+"""How gunicorn runs warmfork. Our own settings are environment variables (see the README); gunicorn's are these."""
+
+from server import environment  # first: it tells the libraries below us to start no threads  # noqa: F401, I001
+from hooks.master import child_exit, on_exit, on_starting, pre_exec, pre_fork, settings, when_ready  # noqa: F401
+from hooks.worker import post_fork, post_worker_init, worker_exit  # noqa: F401
+from server.logs import LOGGERS
+
+_settings = settings()
+
+bind = _settings.bind
+workers = _settings.workers + _settings.standby
+worker_class = "server.worker.threads.ThreadWorker"
+wsgi_app = "server.api.app:application()"
+proc_name = "warmfork"
+
+threads = 16
+worker_connections = 1000
+keepalive = 75
+backlog = 2048
+
+# A worker that does not turn its loop for this long is ended; a request may take WARMFORK_REQUEST_TIMEOUT, and must fit into a stop.
+timeout = 30
+graceful_timeout = int(_settings.request_timeout) + 5
+worker_tmp_dir = "/dev/shm"  # noqa: S108 - a heartbeat must not wait for a disk
+
+preload_app = False  # the app is built around what `when_ready` has loaded
+reuse_port = False  # it would send connections to workers that are not ready
+control_socket_disable = True  # its thread in the master would make every later fork unsafe
+
+logger_class = LOGGERS[_settings.log]

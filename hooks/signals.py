@@ -1,0 +1,94 @@
+"""What the master does on a signal.
+
+gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop looks
+its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal handler.
+Nothing else of gunicorn is replaced, and all of it stands in this file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gunicorn.arbiter import Arbiter
+
+from server.master.master import Master
+from server.processes import hold_signals, release_signals
+
+BUSY_SECONDS = 0.02
+IDLE_SECONDS = 0.5
+
+ends: dict[int, signal.Signals | int] = {}
+"""How workers that gunicorn is about to reap have ended, by pid."""
+
+release = release_signals
+
+
+def hold_around_forks() -> None:
+    """Block signals from before each fork until the child has handlers of its own: gunicorn's only queue, in the parent's queue."""
+    os.register_at_fork(before=hold_signals, after_in_parent=release_signals)
+
+
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """While models load, gunicorn's loop does not run yet: TERM, INT and QUIT end the start there and then, with status 0."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    kept = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def install(arbiter: Arbiter, master: Master) -> None:
+    """Set our handlers on the one arbiter, and start the timer."""
+    reap = arbiter.handle_chld
+    stop = {signal.SIGINT: arbiter.handle_int, signal.SIGQUIT: arbiter.handle_quit}
+
+    def handle_chld() -> None:
+        ends.update(master.watch(arbiter))
+        reap()
+        master.tick(arbiter)
+        _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
+
+    def handle_term() -> None:
+        if master.drain():
+            _last_signals(arbiter)
+            raise StopIteration
+
+    def quick(number: signal.Signals) -> Callable[[], None]:
+        def handle() -> None:
+            master.stop()
+            _last_signals(arbiter)
+            stop[number]()
+
+        return handle
+
+    arbiter.handle_chld = arbiter.handle_cld = handle_chld
+    arbiter.handle_hup = master.reload
+    arbiter.handle_term = handle_term
+    arbiter.handle_int = quick(signal.SIGINT)
+    arbiter.handle_quit = quick(signal.SIGQUIT)
+    arbiter.handle_ttin = lambda: master.grow(arbiter)
+    arbiter.handle_ttou = lambda: master.shrink(arbiter)
+    # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
+    signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
+    _rearm(BUSY_SECONDS)
+
+
+def _rearm(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _last_signals(arbiter: Arbiter) -> None:
+    """gunicorn's stop looks at one signal each tenth of a second, and hurries for QUIT alone: no timer, and a second TERM is a QUIT."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGTERM, lambda _number, frame: arbiter.signal(signal.SIGQUIT, frame))

@@ -1,0 +1,53 @@
+"""The hooks that gunicorn runs in a worker: after the fork, before it serves, at its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+from hooks import master as hooks_master
+from server import processes, serving
+from server.worker.boot import Boot, deadline_in, leave
+from server.worker.direct import through_app
+
+_boot: list[Boot] = []
+
+
+def post_fork(_arbiter: Arbiter, worker: Any) -> None:
+    """Become a worker: die with the master, take no signal of its, keep nothing of other generations, load."""
+    master = hooks_master.master
+    processes.die_with_parent(worker.ppid)
+    processes.default_signals()
+    processes.release_signals()
+    assignment = master.assignments[worker.age]
+    if assignment.slot is None:
+        leave(0)
+    master.release()
+    boot = Boot(master.board, assignment.slot, master.slots.barrier, assignment.generation, master.settings)
+    boot.begin(assignment.backoff)
+    boot.load()
+    _boot[:] = [boot]
+
+
+def post_worker_init(worker: Any) -> None:
+    """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
+    if not worker.alive:  # a TERM between gunicorn's own handler and here
+        leave(0)
+    processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
+    boot = _boot.pop()
+    boot.warm()
+    exchange = getattr(worker, "exchange", None) or through_app(worker.wsgi)
+    boot.prove(serving.current(), worker.cfg.threads, exchange)
+    boot.wait()
+    worker.init_signals()
+    boot.open(deadline_in(worker.cfg.timeout))
+
+
+def worker_exit(_arbiter: Arbiter, worker: Any) -> None:
+    """Leave without exit handlers and destructors. gunicorn also calls this in the master, for a worker that is gone."""
+    if worker.pid == os.getpid():
+        ending = sys.exc_info()[1]
+        leave(ending.code if isinstance(ending, SystemExit) and isinstance(ending.code, int) else 0)

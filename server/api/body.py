@@ -1,0 +1,128 @@
+"""Reading the body of a request: whole, decoded, and never more than the bound."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from gunicorn.http.errors import ParseException
+
+from server.refusals import BadInputError, TooLargeError
+
+STEP = 1 << 16
+"""Bytes that are read or unpacked at once where the whole is not known."""
+
+MEMBERS = 256
+"""The most members that a gzip body may have: each costs a decoder, however little is in it."""
+
+_CODINGS: Mapping[str, int | None] = {"": None, "identity": None, "gzip": 31, "x-gzip": 31, "deflate": 15}
+"""Content codings and zlib's name for their formats."""
+
+_UNREADABLE = (OSError, ParseException)
+"""What gunicorn raises for a body that ends early, comes too slowly or is chunked wrongly."""
+
+
+class BrokenBodyError(BadInputError):
+    """The body could not be read to its end, so nothing more can be read from this connection."""
+
+
+class TooLargeBodyError(TooLargeError):
+    """The body was not read to its end, since it is over the bound."""
+
+
+CLOSING = (BrokenBodyError, TooLargeBodyError)
+"""After these the connection is of no more use."""
+
+
+def read(environ: Mapping[str, Any], limit: int) -> bytes:
+    """Read the body of the request in a WSGI environment, at most `limit` bytes after any decoding.
+
+    Raises `TooLargeError` over the limit and `BadInputError` if the body is not what its headers say.
+    """
+    coding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
+    if coding not in _CODINGS:
+        message = f"Content-Encoding must be gzip, deflate or identity, got {coding[:64]!r}"
+        raise BadInputError(message)
+    # NOTE: falcon's own streams read a chunked body as an empty one.
+    source = environ["wsgi.input"].read
+    try:
+        body = _chunked(source, limit) if "HTTP_TRANSFER_ENCODING" in environ else _sized(source, _length(environ), limit)
+    except _UNREADABLE as error:
+        message = "the body could not be read: it ended early, came too slowly or is not chunked as HTTP says"
+        raise BrokenBodyError(message) from error
+    wbits = _CODINGS[coding]
+    return body if wbits is None else _unpack(body, coding, wbits, limit)
+
+
+def _length(environ: Mapping[str, Any]) -> int:
+    text = environ.get("CONTENT_LENGTH") or "0"
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):  # noqa: PLR2004 - what 64 bits hold
+        message = f"Content-Length must be a number of bytes, got {text[:64]!r}"
+        raise BrokenBodyError(message)
+    return int(text)
+
+
+def _sized(source: Callable[[int], bytes], length: int, limit: int) -> bytes:
+    if length > limit:
+        _refuse(source, f"{length} bytes", limit)
+    body = source(length) if length else b""
+    if len(body) == length:
+        return body
+    parts, came = [body], len(body)
+    while part := source(length - came):
+        parts.append(part)
+        came += len(part)
+        if came == length:
+            return b"".join(parts)
+    message = f"body ended after {came} of {length} bytes"
+    raise BrokenBodyError(message)
+
+
+def _chunked(source: Callable[[int], bytes], limit: int) -> bytes:
+    parts, came = [], 0
+    while part := source(STEP):
+        came += len(part)
+        if came > limit:
+            _refuse(source, f"more than {limit} bytes", limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _refuse(source: Callable[[int], bytes], came: str, limit: int) -> NoReturn:
+    # A client that still sends when the connection is closed never sees the answer, so as much again as a good request may
+    # have is read and thrown away; beyond that the client is on its own.
+    left = 2 * limit
+    with suppress(*_UNREADABLE):
+        while left > 0 and (part := source(min(left, STEP))):
+            left -= len(part)
+    message = f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), got {came}"
+    raise TooLargeBodyError(message)
+
+
+def _unpack(body: bytes, coding: str, wbits: int, limit: int) -> bytes:
+    view, parts, place, size = memoryview(body), [], 0, 0
+    for _ in range(MEMBERS):
+        decoder = zlib.decompressobj(wbits)
+        while not decoder.eof:
+            window = view[place : place + STEP]
+            if not window:
+                message = f"the {coding} body ended in the middle, after {len(body)} bytes"
+                raise BadInputError(message)
+            try:
+                part = decoder.decompress(window, limit - size + 1)
+            except zlib.error as error:
+                message = f"the body is not {coding}: {error}"
+                raise BadInputError(message) from error
+            place += len(window)
+            size += len(part)
+            if size > limit:
+                message = f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), unpacked it is more"
+                raise TooLargeError(message)
+            parts.append(part)
+        place -= len(decoder.unused_data)
+        if place == len(body):
+            return b"".join(parts)
+    message = f"the {coding} body has more than {MEMBERS} members"
+    raise BadInputError(message)

@@ -1,0 +1,73 @@
+"""One inference: body, tensors, model, tensors, answer. Whatever comes of it is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import falcon
+
+from server.api import body, inputs, response
+from server.api.lookup import find
+from server.api.request import parse
+from server.api.response import Wanted
+from server.models.model import Model
+from server.refusals import BadInputError
+from server.serving import Serving
+from server.tensors import Array
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+"""How many bytes of a body are JSON, in requests and answers; what follows is tensors."""
+
+
+class Infer:
+    """`…/infer`."""
+
+    def __init__(self, served: Serving) -> None:
+        """Answer for `served`."""
+        self._served = served
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
+        """Answer with the model's outputs. Raises `RefusalError` for anything else."""
+        received_ns = time.monotonic_ns()
+        model = None
+        try:
+            model = find(self._served, name, version)
+            self._answer(req, resp, model, received_ns)
+        except Exception:
+            self._served.refused(model, received_ns)
+            raise
+
+    def _answer(self, req: falcon.Request, resp: falcon.Response, model: Model, received_ns: int) -> None:
+        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, self._served.settings.max_body))
+        input_ns = time.monotonic_ns() - received_ns
+        results = self._served.infer(model, tensors, received_ns=received_ns)
+        inferred_ns = time.monotonic_ns()
+        resp.data, length = response.write(model, given_id, outputs, results)
+        if length is not None:
+            resp.content_type = "application/octet-stream"
+            resp.set_header(HEADER_LENGTH, str(length))
+        self._served.answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
+
+
+def _read(model: Model, environ: Mapping[str, Any], came: bytes) -> tuple[dict[str, Array], list[Wanted], str | None]:
+    """The inputs, the outputs that are wanted, and the request's id."""
+    length = _header_length(environ, len(came))
+    view = memoryview(came)
+    if length == 0:
+        return inputs.read_lone(model, view), response.everything(model, binary=True), None
+    end = len(came) if length is None else length
+    request = parse(view[:end])
+    outputs = response.wanted(model, request)
+    return inputs.read(model, request, view[end:]), outputs, request.id
+
+
+def _header_length(environ: Mapping[str, Any], size: int) -> int | None:
+    text = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= size):  # noqa: PLR2004 - what 64 bits hold
+        message = f"{HEADER_LENGTH} must be a number of bytes from 0 to the body's {size}, got {text[:64]!r}"
+        raise BadInputError(message)
+    return int(text)

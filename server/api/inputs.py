@@ -1,0 +1,76 @@
+"""From a request to the tensors of its model, each checked against what the model declares."""
+
+from __future__ import annotations
+
+from server.api import binary_tensor, json_tensor
+from server.api.request import Input, Request, refuse
+from server.models.model import Model
+from server.refusals import BadInputError
+from server.tensors import ANY, Array, TensorSpec
+
+
+def read(model: Model, request: Request, rest: memoryview) -> dict[str, Array]:
+    """All inputs of `model` by name; `rest` is what follows the JSON in the body, and all of it must be an input's.
+
+    Raises `BadInputError` naming the input, the bound and what came.
+    """
+    specs = {spec.name: spec for spec in model.inputs}
+    tensors: dict[str, Array] = {}
+    for given in request.inputs:
+        spec = specs.get(given.name)
+        if spec is None:
+            message = f"model {model.name!r} has no input {given.name[:64]!r}; it takes {_names(model.inputs)}"
+            raise BadInputError(message)
+        if spec.name in tensors:
+            message = f"input {spec.name!r} is given twice"
+            raise BadInputError(message)
+        refuse(spec.name, given.parameters)
+        shape = _shape(spec, given)
+        size = given.parameters.binary_data_size if given.parameters else None
+        text = bytes(given.data)
+        if (size is None) == (not text):
+            both = "both data and" if text else "neither data nor"
+            message = f"input {spec.name!r} has {both} the parameter binary_data_size; one of them is needed"
+            raise BadInputError(message)
+        if size is None:
+            tensors[spec.name] = json_tensor.decode(spec, shape, text)
+            continue
+        if size > len(rest):
+            message = f"input {spec.name!r} has binary_data_size {size}, left in the body are {len(rest)} bytes"
+            raise BadInputError(message)
+        tensors[spec.name] = binary_tensor.decode(spec, shape, rest[:size])
+        rest = rest[size:]
+    missing = [spec for spec in model.inputs if spec.name not in tensors]
+    if missing:
+        message = f"model {model.name!r} needs {_names(model.inputs)}; missing: {_names(missing)}"
+        raise BadInputError(message)
+    if len(rest):
+        message = f"{len(rest)} bytes follow the last input; every byte after the JSON must be in some binary_data_size"
+        raise BadInputError(message)
+    return tensors
+
+
+def read_lone(model: Model, body: memoryview) -> dict[str, Array]:
+    """The one input of `model`, where the body is its bytes and nothing else; raise `BadInputError` if it has more."""
+    if len(model.inputs) != 1:
+        message = f"model {model.name!r} takes {_names(model.inputs)}: a body without JSON holds exactly one input"
+        raise BadInputError(message)
+    spec = model.inputs[0]
+    return {spec.name: binary_tensor.lone(spec, body)}
+
+
+def _shape(spec: TensorSpec, given: Input) -> tuple[int, ...]:
+    if given.datatype != spec.datatype:
+        message = f"input {spec.name!r} must be {spec.datatype}, got {given.datatype[:64]!r}"
+        raise BadInputError(message)
+    if len(given.shape) != len(spec.shape):
+        message = f"input {spec.name!r} must have {len(spec.shape)} axes, as in {list(spec.shape)}, got {len(given.shape)}"
+        raise BadInputError(message)
+    if any(declared not in (ANY, length) for declared, length in zip(spec.shape, given.shape, strict=True)):
+        message = f"input {spec.name!r} must have shape {list(spec.shape)}, where -1 is any length; got {given.shape}"
+        raise BadInputError(message)
+    return tuple(given.shape)
+
+
+def _names(specs: list[TensorSpec] | tuple[TensorSpec, ...]) -> str:
+    return ", ".join(repr(spec.name) for spec in specs) or "none"

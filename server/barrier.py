@@ -1,0 +1,44 @@
+"""Where the workers of a generation wait for each other. The page says what is open; an eventfd per slot only wakes.
+
+Nothing is held while waiting, so a worker that dies there blocks nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import IntEnum
+
+
+class Point(IntEnum):
+    """The points that a worker passes, in order; the number is what it writes into its slot when it gets there."""
+
+    BOOTED = 0
+    PROVEN = 1
+    """Alone: its shapes are warm and its answers right. All go on together, to the synthetic load."""
+    REHEARSED = 2
+    """The synthetic load went well. All open together."""
+
+
+class Barrier:
+    """The eventfds, made by the master before any fork and inherited by every worker."""
+
+    def __init__(self, slots: int) -> None:
+        """Make room for `slots` workers."""
+        self.bells: Sequence[int] = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(slots)]
+
+    def wake(self, slot: int) -> None:
+        """Have the worker in `slot` look at the page again."""
+        os.eventfd_write(self.bells[slot], 1)
+
+    def wait(self, slot: int, condition: Callable[[], bool]) -> None:
+        """Wait in the worker until `condition`, which reads the page, holds. The boot deadline ends a wait that is too long."""
+        bell = self.bells[slot]
+        poll = select.poll()
+        poll.register(bell, select.POLLIN)
+        while not condition():
+            poll.poll()
+            with suppress(BlockingIOError):
+                os.eventfd_read(bell)

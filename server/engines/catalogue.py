@@ -1,0 +1,22 @@
+"""Which engine runs which file. An engine is imported when its first model is met, so that nobody pays for one that is not used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.engines.engine import Engine
+from server.exits import ConfigurationError
+
+ENGINES: Mapping[str, str] = {".onnx": "server.engines.onnxruntime"}
+"""File ending to the module that has an `ENGINE`."""
+
+
+def engine_for(path: Path) -> Engine:
+    """The engine for a model file, by its ending; raise `ConfigurationError` naming the endings that there are."""
+    if path.suffix not in ENGINES:
+        message = f"{path}: no engine runs {path.suffix or 'a file without ending'}; there are {', '.join(ENGINES)}"
+        raise ConfigurationError(message)
+    engine: Engine = importlib.import_module(ENGINES[path.suffix]).ENGINE
+    return engine

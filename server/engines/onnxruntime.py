@@ -1,0 +1,205 @@
+"""ONNX models on onnxruntime, on the CPU.
+
+A session made in the master with one thread is the same session at full speed in a forked child, and weights exist once: the best
+rung wherever one thread is what is asked for. With more, the session must be made in the worker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+
+from server.engines.engine import Rung
+from server.exits import ConfigurationError
+from server.refusals import BadInputError
+from server.tensors import ANY, Array, Tensors, TensorSpec
+
+_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
+
+_DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float": "FP32",
+    "double": "FP64",
+    "bfloat16": "BF16",
+    "string": "BYTES",
+}
+
+
+class OnnxSession:
+    """An `onnxruntime.InferenceSession` behind our protocol."""
+
+    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
+        """Read names, types and shapes off the session; raise `ConfigurationError` for a type that the protocol has not."""
+        self.session = session
+        self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
+        self.names = [spec.name for spec in self.outputs]
+        self.bfloat16 = any(spec.datatype == "BF16" for spec in (*self.inputs, *self.outputs))
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Run once, all outputs."""
+        feed = {spec.name: _text(inputs[spec.name], spec) for spec in self.inputs}
+        try:
+            given = self._run_values(feed) if self.bfloat16 else self.session.run(self.names, feed)
+        except Exception as error:
+            if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+        return {spec.name: _bytes(array, spec) for spec, array in zip(self.outputs, given, strict=True)}
+
+    def _run_values(self, feed: Tensors) -> list[Array]:
+        """Run with onnxruntime's own values, the only way for bfloat16."""
+        values = {name: _value(array) for name, array in feed.items()}
+        return [_array(value) for value in self.session.run_with_ort_values(self.names, values)]
+
+
+class OnnxRuntime:
+    """The engine for `.onnx` files."""
+
+    platform = "onnxruntime_onnx"
+
+    def check(self, path: Path) -> None:
+        """Parse the file; external data must lie in the model's folder, under no link: it would be a way to read any file."""
+        for name in _external(path):
+            location = path.parent / name
+            plain = not Path(name).is_absolute() and ".." not in Path(name).parts
+            if not plain or not location.resolve().is_relative_to(path.parent.resolve()):
+                message = f"{path}: external data {name!r} lies outside the model's folder"
+                raise ConfigurationError(message)
+            if any((path.parent / part).is_symlink() for part in (Path(name), *Path(name).parents)):
+                message = f"{path}: external data {name!r} is a symbolic link"
+                raise ConfigurationError(message)
+            if not location.is_file():
+                message = f"{path}: external data {name!r} is missing"
+                raise ConfigurationError(message)
+            if location.stat().st_nlink != 1:
+                message = f"{path}: external data {name!r} is a hard link"
+                raise ConfigurationError(message)
+
+    def rungs(self, path: Path, threads: int) -> Sequence[tuple[Rung, str]]:
+        """The live session first, unless more than one thread is asked for: it would silently run on one."""
+        one_thread = f"a session made before the fork runs on one thread, WARMFORK_THREADS={threads}" if threads > 1 else ""
+        rungs = [] if one_thread else [(Rung.LIVE, "")]
+        if _external(path):
+            return [*rungs, (Rung.MAPPED, one_thread), (Rung.PRIVATE, one_thread)]
+        inside = "its weights are inside the model file, so they cannot be mapped"
+        return [*rungs, (Rung.PRIVATE, f"{one_thread}; {inside}" if one_thread else inside)]
+
+    def load(self, path: Path, threads: int) -> OnnxSession:
+        """Make a session; raise `ConfigurationError` naming the file if onnxruntime refuses it."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            return OnnxSession(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]), path)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            message = f"{path}: onnxruntime refuses it: {_line(error)}"
+            raise ConfigurationError(message) from error
+
+
+ENGINE = OnnxRuntime()
+
+
+def _external(path: Path) -> list[str]:
+    """The files that a model's tensors lie in besides its own, wherever in the model the tensor is."""
+    import onnx  # noqa: PLC0415 - heavy, and wanted by the throw-away child alone
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        message = f"{path}: not an ONNX model: {_line(error)}"
+        raise ConfigurationError(message) from error
+    if not model.graph.node and not model.graph.output:
+        message = f"{path}: not an ONNX model: its graph is empty"
+        raise ConfigurationError(message)
+    names = (
+        entry.value
+        for tensor in _tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    )
+    return sorted(set(names))
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto inside a protobuf message, at any depth: initializers, attributes, subgraphs, functions, training."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for item in value if isinstance(value, Sequence) or hasattr(value, "__len__") else (value,):
+                yield from _tensors(item)
+
+
+def _spec(node: Any, path: Path) -> TensorSpec:
+    kind = node.type.removeprefix("tensor(").removesuffix(")")
+    if kind not in _DATATYPES:
+        message = f"{path}: {node.name!r} is {node.type}, the protocol has {', '.join(_DATATYPES)}"
+        raise ConfigurationError(message)
+    free = [not isinstance(length, int) or length < 0 for length in node.shape]
+    return TensorSpec(
+        node.name,
+        _DATATYPES[kind],
+        tuple(ANY if is_free else length for is_free, length in zip(free, node.shape, strict=True)),
+        tuple(
+            (length if isinstance(length, str) and length else f"{node.name}.{axis}") if is_free else None
+            for axis, (is_free, length) in enumerate(zip(free, node.shape, strict=True))
+        ),
+    )
+
+
+def _text(array: Array, spec: TensorSpec) -> Array:
+    """onnxruntime's strings are text, the protocol's are bytes."""
+    if spec.datatype != "BYTES":
+        return array
+    try:
+        flat = [item.decode() for item in array.ravel()]
+    except UnicodeDecodeError as error:
+        message = f"input {spec.name!r}: an item is not UTF-8 (byte {error.start}: {error.reason}), which this model takes"
+        raise BadInputError(message) from None
+    return np.array(flat, object).reshape(array.shape)
+
+
+def _bytes(array: Array, spec: TensorSpec) -> Array:
+    if spec.datatype != "BYTES":
+        return array
+    return np.array([str(item).encode() for item in array.ravel()], object).reshape(array.shape)
+
+
+def _value(array: Array) -> Any:
+    if array.dtype == ml_dtypes.bfloat16:
+        raw = np.ascontiguousarray(array).view(np.uint16)
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _BFLOAT16)
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _array(value: Any) -> Array:
+    if value.element_type() != _BFLOAT16:
+        array: Array = value.numpy()
+        return array
+    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

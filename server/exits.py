@@ -1,0 +1,48 @@
+"""How the server ends: one exception per exit status of the contract, each with the one line that says why."""
+
+from __future__ import annotations
+
+import sys
+from typing import ClassVar, NoReturn
+
+
+class ExitError(Exception):
+    """Something that ends a start, or refuses a reload. The message is one line."""
+
+    status: ClassVar[int] = 70
+
+
+class ConfigurationError(ExitError):
+    """A setting or the model repository is wrong."""
+
+    status = 78
+
+
+class ModelError(ExitError):
+    """A model loads, warms up or answers wrongly; the line says which model, which shape, which check."""
+
+    status = 70
+
+
+class UnshareableError(ModelError):
+    """A child did not survive what it was given; another way of sharing the model may hold."""
+
+
+class ResourceError(ExitError):
+    """Memory or a device is missing; trying again may help."""
+
+    status = 75
+
+
+def by_status(status: int, line: str) -> ExitError:
+    """The exception that a process which ended with `status` would have raised."""
+    for kind in (ConfigurationError, ResourceError):
+        if kind.status == status:
+            return kind(line)
+    return ModelError(line)
+
+
+def leave(error: ExitError) -> NoReturn:
+    """Say why on standard error, in one line, and end with the error's status."""
+    print(f"warmfork: {error}", file=sys.stderr, flush=True)
+    sys.exit(error.status)

@@ -1,0 +1,135 @@
+"""Make a generation: trial, load, survival. Each step that may hang or crash happens in a child first, and none blocks the master
+longer than the load that the trial has timed."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from server.engines.catalogue import engine_for
+from server.engines.engine import Rung
+from server.exits import ConfigurationError, ModelError
+from server.innocence import innocent
+from server.models import operator, repository
+from server.models.finding import Finding
+from server.models.generation import Generation
+from server.models.holding import Holding
+from server.models.operator import OperatorPython
+from server.models.repository import ModelFiles, Stamp
+from server.models.shapes import Shape
+from server.settings import Settings
+from server.states import Phase
+from server.warmup.child import Doing, ThrowAwayChild
+from server.warmup.trial import survival, trial
+
+NATIVE_GRACE = 5.0
+"""Seconds after the deadline of the master's load at which a native call that Python cannot interrupt is ended."""
+
+
+class Build:
+    """A generation in the making. `step` until it gives True; `generation` is then complete."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        index: Callable[[str], int],
+        remembered: dict[str, tuple[Shape, ...]],
+        say: Callable[[Phase, str], None],
+    ) -> None:
+        """Start the trial.
+
+        `index` gives a model's place in a slot by its key, `remembered` the shapes met cold, `say` hears the phase and the step.
+        Raises `ConfigurationError` if the repository is wrong.
+        """
+        self.settings = settings
+        self.index = index
+        self.remembered = remembered
+        self.say = say
+        self.generation = Generation(number)
+        self.files = repository.scan(settings.models)
+        self.stamps = {files.key: files.stamp() for files in self.files}
+        say(Phase.TRYING, "trial")
+        self.child = trial(self.files, settings, remembered)
+        self.child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
+        self.loaded = False
+
+    def step(self, timeout: float) -> bool:
+        """Go on for up to `timeout` seconds, the load itself aside. True when the generation is complete; raises `ExitError`."""
+        if not self.child.step(timeout):
+            return False
+        findings = self.child.verdict()
+        if self.loaded:
+            return True
+        for files, finding in zip(self.files, findings, strict=True):
+            self.generation.holdings.append(self._load(files, finding))
+        gc.collect()
+        gc.freeze()  # a collection in a worker would otherwise write into every object's header, and copy the page
+        self.loaded = True
+        self.say(Phase.REHEARSING, "trial of the fork")
+        self.child = survival(self.generation.holdings, self.settings)
+        return False
+
+    def close(self) -> None:
+        """End the child at hand, if any."""
+        self.child.close()
+
+    def _load(self, files: ModelFiles, finding: Finding) -> Holding:
+        self.say(Phase.LOADING, f"model {files.key}: loading in the master")
+        self._same(files)
+        python, session = OperatorPython(), None
+        with innocent(f"model {files.key}: loading in the master"), _deadline(files, self.settings.boot_timeout):
+            python = operator.load(files)
+            if finding.rung == Rung.LIVE:
+                session = engine_for(files.path).load(files.path, 1)
+            else:
+                engine_for(files.path)  # its import is shared, if not its session
+        self._same(files)
+        return Holding(
+            files=files,
+            stamp=self.stamps[files.key],
+            python=python,
+            session=session,
+            finding=finding,
+            index=self.index(files.key),
+            remembered=self.remembered.get(files.key, ()),
+        )
+
+    def _same(self, files: ModelFiles) -> None:
+        """Raise `ConfigurationError` unless the files are still those that the trial loaded."""
+        then, now = self.stamps[files.key], _stamp(files)
+        if then != now:
+            changed = sorted({entry[0] for entry in set(then) ^ set(now)})
+            message = f"{changed[0]}: changed while it was being loaded (inode, size or time)"
+            raise ConfigurationError(message)
+
+
+def _stamp(files: ModelFiles) -> Stamp:
+    try:
+        return files.stamp()
+    except OSError:
+        return ()
+
+
+@contextmanager
+def _deadline(files: ModelFiles, seconds: float) -> Iterator[None]:
+    """Bound a load in the master, which a child has already done in less: by an exception, and by an end with stacks where no Python runs."""
+
+    def late(_number: int, _frame: FrameType | None) -> None:
+        faulthandler.dump_traceback(all_threads=True)
+        message = f"model {files.key}: hung for more than {seconds:g} s while the master loaded it"
+        raise ModelError(message)
+
+    handler = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+        signal.signal(signal.SIGALRM, handler)

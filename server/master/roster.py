@@ -1,0 +1,81 @@
+"""Which worker belongs where, and why one ended: the master's view of its workers, by gunicorn's `worker.age`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.exits import ExitError, ModelError, ResourceError, by_status
+from server.models.generation import Generation
+from server.scoreboard import Scoreboard, now_ms, unpack
+from server.states import BOOTING, State
+
+
+@dataclass
+class Assignment:
+    """What a worker was forked for."""
+
+    generation: Generation
+    slot: int | None
+    """None: there was no room, or the master was unfit to fork; the child leaves at once."""
+    backoff: float = 0.0
+    """Seconds that it waits before it boots."""
+    refused: str = ""
+    """Why it has no slot."""
+    retired: bool = False
+    """Its place goes with it: when it has ended, one worker fewer is wanted."""
+    settled: bool = False
+    """It was seen open."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a worker ended."""
+
+    state: State
+    """The state that it was in."""
+    error: ExitError
+    """What this end would be to a first generation."""
+    signal: signal.Signals | None = None
+
+    @property
+    def booting(self) -> bool:
+        """Whether it never became ready."""
+        return self.state in BOOTING or self.state is State.FAILED
+
+    @property
+    def blameless(self) -> bool:
+        """Whether somebody asked it to end: nothing is wrong with the model."""
+        return self.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+
+def watch(pids: Iterable[int]) -> dict[int, signal.Signals | int]:
+    """How each of `pids` that has ended did so: a signal or an exit status. Leaves their statuses for gunicorn to take."""
+    ends: dict[int, signal.Signals | int] = {}
+    for pid in pids:
+        try:
+            info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            continue
+        if info:
+            ends[pid] = info.si_status if info.si_code == os.CLD_EXITED else signal.Signals(info.si_status)
+    return ends
+
+
+def end_of(board: Scoreboard, slot: int, how: signal.Signals | int | None, boot_timeout: float) -> End:
+    """Work out why the worker of `slot` ended, from its slot and from how the kernel saw it end."""
+    state, deadline = unpack(int(board.slots["word"][slot]))
+    doing = board.slots["doing"][slot].decode(errors="replace")
+    by = how if isinstance(how, signal.Signals) else None
+    if state is State.FAILED:
+        return End(state, by_status(int(board.slots["status"][slot]), doing), by)
+    name = f"worker {slot} ({state.name.lower()})"
+    at = f" at {doing}" if doing else ""
+    if state in BOOTING and now_ms() >= deadline - 1:
+        return End(state, ModelError(f"{name}: hung for more than {boot_timeout:g} s{at} (WARMFORK_BOOT_TIMEOUT)"), by)
+    if by:
+        kind = ResourceError if by is signal.SIGKILL else ModelError
+        return End(state, kind(f"{name}: killed by {by.name}{at}"), by)
+    return End(state, ModelError(f"{name}: ended with status {how}{at}"))

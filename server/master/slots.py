@@ -1,0 +1,78 @@
+"""Who has which slot of the scoreboard, and how long the next worker waits before it boots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from server.barrier import Barrier
+from server.scoreboard import Scoreboard, now_ms
+from server.states import BOOTING, Event, Role, State
+
+LONGEST_BACKOFF = 30
+OWN_END_SECONDS = 5
+"""How long after its boot deadline a worker that should have ended itself is killed."""
+
+
+class Slots:
+    """Given out at a fork, taken back at an end. The master alone uses this."""
+
+    def __init__(self, board: Scoreboard, boot_timeout: float) -> None:
+        """Give out the slots of `board` to workers that boot within `boot_timeout` seconds."""
+        self.board = board
+        self.barrier = Barrier(len(board.slots))
+        self.boot_timeout = boot_timeout
+        self.failures = 0
+        """Boots that failed one after another, anywhere."""
+
+    def take(self, generation: int, role: Role) -> int | None:
+        """Give a free slot to a worker of `generation` that is about to be forked; None where there is none."""
+        free = [index for index in range(len(self.board.slots)) if self.board.state(index) is State.EMPTY]
+        if not free:
+            return None
+        index = free[0]
+        slot = self.board.slots[index]
+        for field in ("pid", "barrier", "leave", "phases", "status"):
+            slot[field] = 0
+        slot["device"] = slot["doing"] = b""
+        slot["models"]["shapes"] = 0
+        slot["generation"] = generation
+        slot["role"] = role
+        slot["failures"] = self.failures
+        slot["forked_ns"] = time.monotonic_ns()
+        self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
+        return index
+
+    def backoff(self) -> float:
+        """Seconds that the next worker waits before it boots: 0, then 1, 2, 4 … 30 as boots fail one after another."""
+        return float(min(1 << min(self.failures - 1, 10), LONGEST_BACKOFF)) if self.failures else 0.0
+
+    def free(self, index: int) -> State:
+        """Take back the slot of a worker that has ended; its counters stay. Gives the state that it ended in."""
+        state = self.board.state(index)
+        if state in BOOTING or state is State.FAILED:
+            self.failures += 1
+        self.board.slots[index]["pid"] = 0
+        self.board.move(index, Event.REAP)
+        return state
+
+    def of(self, generation: int) -> Iterator[int]:
+        """The slots that a generation's workers hold."""
+        for index in range(len(self.board.slots)):
+            if self.board.state(index) is not State.EMPTY and self.board.slots[index]["generation"] == generation:
+                yield index
+
+    def staying(self, generation: int, role: Role | None = None) -> list[int]:
+        """Those of them that have not been told to leave, of one role or any."""
+        slots = self.board.slots
+        return [i for i in self.of(generation) if not slots[i]["leave"] and (role is None or slots[i]["role"] == role)]
+
+    def standing(self, generation: int, state: State) -> list[int]:
+        """Those of them that are in `state`."""
+        return [index for index in self.of(generation) if self.board.state(index) is state]
+
+    def overdue(self) -> list[int]:
+        """Slots of workers that have outlived the end that they should have made of themselves."""
+        limit = now_ms() - OWN_END_SECONDS * 1000
+        words = [int(word) for word in self.board.slots["word"]]
+        return [i for i, word in enumerate(words) if State(word >> 56) in BOOTING and word & ((1 << 56) - 1) < limit]

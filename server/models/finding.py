@@ -1,0 +1,23 @@
+"""What the trial found out about a model."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Finding(msgspec.Struct, tag="finding", frozen=True):
+    """One model on the best rung that held; it travels from the trial's child to the master as JSON."""
+
+    key: str
+    """`name/version`."""
+    platform: str
+    rung: str
+    why: str
+    """Why it is not on the rung above; empty on the first."""
+    batched: bool
+    """Whether a row alone gives the row's answer in a batch."""
+    shapes: list[dict[str, int]]
+    """The plan: length by axis for each shape."""
+    private_bytes: int
+    """What one worker adds for it."""
+    load_seconds: float

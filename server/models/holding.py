@@ -1,0 +1,43 @@
+"""What the master holds of a model: everything of it that its workers can share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.engines.catalogue import engine_for
+from server.engines.engine import Rung, Session
+from server.models.finding import Finding
+from server.models.model import Model
+from server.models.operator import OperatorPython
+from server.models.repository import ModelFiles, Stamp
+from server.models.shapes import Shape
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One version of one model in the master; a worker opens it."""
+
+    files: ModelFiles
+    stamp: Stamp
+    """What the files were when they were loaded."""
+    python: OperatorPython
+    session: Session | None
+    """The live session; None on the lower rungs, where each worker loads its own."""
+    finding: Finding
+    index: int
+    """Where its counters stand in a slot of the scoreboard."""
+    remembered: tuple[Shape, ...] = ()
+
+    def open(self, threads: int) -> Model:
+        """The model as a process serves it: around the session inherited from the master, or one of its own with `threads` threads."""
+        session = self.session or engine_for(self.files.path).load(self.files.path, threads)
+        return Model(
+            files=self.files,
+            python=self.python,
+            session=session,
+            platform=self.finding.platform,
+            rung=Rung(self.finding.rung),
+            index=self.index,
+            batched=self.finding.batched,
+            remembered=self.remembered,
+        )

@@ -1,0 +1,144 @@
+"""One loaded model: the operator's Python around an engine's session, run in declared shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from server.engines.engine import Rung, Session
+from server.exits import ConfigurationError
+from server.models import golden, shapes
+from server.models.golden import Golden
+from server.models.operator import OperatorPython
+from server.models.repository import ModelFiles
+from server.models.schema import TensorTable
+from server.models.shapes import BATCH, Plan, Shape
+from server.refusals import BadInputError, ModelFailedError
+from server.tensors import ANY, Array, Tensors, TensorSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready for the engine: its inputs in a declared shape, and what they were before padding."""
+
+    inputs: Tensors
+    shape: Shape
+    """The shape that runs."""
+    came: Shape
+    """The shape that was asked for."""
+
+
+@dataclass
+class Model:
+    """One version of one model, as a process holds it."""
+
+    files: ModelFiles
+    python: OperatorPython
+    session: Session
+    platform: str
+    rung: Rung
+    index: int = 0
+    """Where its counters stand in a slot of the scoreboard."""
+    batched: bool = True
+    """Whether a row alone gives the row's answer in a batch, so that rows may be padded and mixed."""
+    remembered: tuple[Shape, ...] = ()
+    """Shapes of undeclared axes that were met cold before, and are warmed now."""
+    plan: Plan = field(init=False)
+    inputs: tuple[TensorSpec, ...] = field(init=False)
+    """As clients see them."""
+    outputs: tuple[TensorSpec, ...] = field(init=False)
+    golden: list[Golden] = field(init=False)
+    """The samples with known answers."""
+
+    def __post_init__(self) -> None:
+        """Work out the plan and what clients see; raise `ConfigurationError` where file and `model.toml` do not fit."""
+        toml = self.files.toml
+        try:
+            self.plan = shapes.plan(self.session.inputs, self.session.outputs, toml.batch_sizes, toml.axes)
+        except ConfigurationError as error:
+            message = f"{self.files.folder}: {error}"
+            raise ConfigurationError(message) from None
+        self.inputs = _seen(self.plan.inputs, toml.inputs, self.plan)
+        self.outputs = _seen(self.plan.outputs, toml.outputs, self.plan)
+        for side, given, hook in (("inputs", toml.inputs, "preprocess"), ("outputs", toml.outputs, "postprocess")):
+            if given and getattr(self.python, hook) is None:
+                message = f"{self.files.folder.parent / 'model.toml'}: [[{side}]] needs python with {hook}"
+                raise ConfigurationError(message)
+        self.golden = [golden.load(path, self.inputs, self.outputs) for path in self.files.golden]
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.files.name
+
+    @property
+    def version(self) -> int:
+        """The model's version."""
+        return self.files.version
+
+    @property
+    def key(self) -> str:
+        """`name/version`."""
+        return self.files.key
+
+    def shapes(self) -> list[Shape]:
+        """Every shape that is warmed before this model is served."""
+        return self.plan.shapes(self.remembered)
+
+    def prepare(self, inputs: Tensors) -> Prepared:
+        """Turn what a client sent into what the engine runs.
+
+        Raises `BadInputError` for inputs that the operator's Python refuses (`ValueError`) or that no declared shape holds, and
+        `ModelFailedError` if that Python gives the engine something else than it takes.
+        """
+        made: Tensors = inputs
+        if self.python.preprocess:
+            try:
+                made = self.python.preprocess(dict(inputs))
+            except ValueError as error:
+                raise BadInputError(str(error)) from error
+            _expect(self.plan.inputs, made, "preprocess")
+        came = self.plan.measure(made)
+        shape = self.plan.fit(came, exact=not self.batched)
+        return Prepared(self.plan.pad(made, shape), shape, came)
+
+    def run(self, prepared: Prepared) -> dict[str, Array]:
+        """Run the engine, in the shape that was prepared."""
+        return self.session.run(prepared.inputs)
+
+    def finish(self, prepared: Prepared, outputs: Tensors, inputs: Tensors) -> dict[str, Array]:
+        """Turn what the engine gave into what the client gets; raise `ModelFailedError` if it is not what was declared."""
+        made = self.plan.cut(outputs, prepared.came)
+        if self.python.postprocess:
+            made = self.python.postprocess(made, dict(inputs))
+            _expect(self.outputs, made, "postprocess")
+        return made
+
+    def infer(self, inputs: Tensors) -> dict[str, Array]:
+        """The whole way, from what a client sends to what it gets."""
+        prepared = self.prepare(inputs)
+        return self.finish(prepared, self.run(prepared), inputs)
+
+
+def _seen(specs: tuple[TensorSpec, ...], given: list[TensorTable] | None, plan: Plan) -> tuple[TensorSpec, ...]:
+    """The tensors as clients see them: those of `model.toml` where it has any, else the model's own."""
+    if given is None:
+        return specs
+    return tuple(TensorSpec(table.name, table.datatype, tuple(table.shape), _axes(table, plan)) for table in given)
+
+
+def _axes(table: TensorTable, plan: Plan) -> tuple[str | None, ...]:
+    lead = BATCH if plan.batched else f"{table.name}.0"
+    names = (lead, *(f"{table.name}.{axis}" for axis in range(1, len(table.shape))))
+    return tuple(name if length == ANY else None for name, length in zip(names, table.shape, strict=True))
+
+
+def _expect(specs: tuple[TensorSpec, ...], given: Mapping[str, Array], hook: str) -> None:
+    for spec in specs:
+        array = given.get(spec.name)
+        if array is None or array.dtype != spec.dtype or array.ndim != len(spec.shape):
+            came = "nothing" if array is None else f"{array.dtype} with {array.ndim} axes"
+            message = f"{hook} must give {spec.name!r} as {spec.datatype} with {len(spec.shape)} axes, gave {came}"
+            raise ModelFailedError(message)
+
+

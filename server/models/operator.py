@@ -1,0 +1,64 @@
+"""The operator's own Python beside a model: what comes before and after it.
+
+The repository is the operator's and trusted; it runs first in a throw-away child all the same, since it may hang or start a thread.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from server.exits import ConfigurationError
+from server.models.repository import ModelFiles
+from server.tensors import Array
+
+Preprocess = Callable[[dict[str, Array]], dict[str, Array]]
+Postprocess = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorPython:
+    """`preprocess(inputs)` gives the model's inputs; `postprocess(outputs, inputs)` gives what clients get. Either may be absent."""
+
+    preprocess: Preprocess | None = None
+    postprocess: Postprocess | None = None
+
+
+def load(files: ModelFiles) -> OperatorPython:
+    """Import the operator's Python of one model version.
+
+    Raises `ConfigurationError` naming the file if it cannot be imported or has neither function. Whatever else the module
+    does at its import (ending the process, hanging, starting a thread) is for the trial to find out.
+    """
+    path = files.python
+    if path is None:
+        return OperatorPython()
+    name = f"warmfork_model_{files.name}_{files.version}".replace(".", "_").replace("-", "_")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        message = f"{path}: is not a Python file"
+        raise ConfigurationError(message)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the repository may be read-only, and is not ours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        message = f"{path}: {type(error).__name__}: {error}"
+        raise ConfigurationError(message) from error
+    finally:
+        sys.dont_write_bytecode = writes_bytecode
+    return _functions(files, module)
+
+
+def _functions(files: ModelFiles, module: ModuleType) -> OperatorPython:
+    found = {name: getattr(module, name, None) for name in ("preprocess", "postprocess")}
+    wrong = [name for name, function in found.items() if function is not None and not callable(function)]
+    if wrong or not any(found.values()):
+        message = f"{files.python}: must define preprocess(inputs) or postprocess(outputs, inputs)"
+        raise ConfigurationError(message)
+    return OperatorPython(**found)

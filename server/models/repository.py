@@ -1,0 +1,111 @@
+"""The model repository on disk: `<models>/<model>/model.toml` and `<models>/<model>/<version>/…`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from server.exits import ConfigurationError
+from server.models import schema
+from server.models.schema import ModelToml
+from server.scoreboard import MAX_MODELS
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_VERSION = re.compile(r"[1-9]\d{0,8}")
+_NOT_MODELS = frozenset({"lost+found"})  # the root of a mounted disk has it
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """One version of one model on disk, found but not loaded."""
+
+    name: str
+    version: int
+    folder: Path
+    """The version's folder."""
+    toml: ModelToml
+
+    @property
+    def key(self) -> str:
+        """`name/version`, which is also its label in the log."""
+        return f"{self.name}/{self.version}"
+
+    @property
+    def path(self) -> Path:
+        """The model itself."""
+        return self.folder / self.toml.file
+
+    @property
+    def python(self) -> Path | None:
+        """The operator's Python, if there is any."""
+        return self.folder / self.toml.python if self.toml.python else None
+
+    @property
+    def golden(self) -> list[Path]:
+        """The golden samples."""
+        return [self.folder.parent / name for name in self.toml.golden]
+
+    def stamp(self) -> Stamp:
+        """Inode, size and time of every file of this version, so that two loads can be known to have read the same."""
+        toml = self.folder.parent / "model.toml"
+        files = [*self.folder.rglob("*"), *self.golden, *([toml] if toml.exists() else [])]
+        return tuple(sorted(_stamp(path) for path in files if path.is_file() and path.suffix != ".pyc"))
+
+    def check(self) -> None:
+        """Raise `ConfigurationError` unless every file that is named is there, is a file, can be read and is not empty."""
+        for path in (self.path, *([self.python] if self.python else []), *self.golden):
+            try:
+                with path.open("rb") as file:
+                    empty = not file.read(1)
+            except OSError as error:
+                message = f"{path}: {error.strerror}"
+                raise ConfigurationError(message) from None
+            if empty:
+                message = f"{path}: the file is empty"
+                raise ConfigurationError(message)
+
+
+def scan(root: Path) -> list[ModelFiles]:
+    """Find every model and version to serve, in the order of their names.
+
+    Raises `ConfigurationError` naming the path and the rule for a folder that is not a model, or where there is none.
+    """
+    if not root.is_dir():
+        message = f"{root}: no such model repository (WARMFORK_MODELS)"
+        raise ConfigurationError(message)
+    found = [files for folder in sorted(root.iterdir()) if _is_model(folder) for files in _versions(folder)]
+    if not 1 <= len(found) <= MAX_MODELS:
+        message = f"{root}: holds {len(found)} models to serve, must be 1 to {MAX_MODELS}"
+        raise ConfigurationError(message)
+    for files in found:
+        files.check()
+    return found
+
+
+def _is_model(folder: Path) -> bool:
+    return folder.is_dir() and not folder.name.startswith(".") and folder.name not in _NOT_MODELS
+
+
+def _versions(folder: Path) -> Iterator[ModelFiles]:
+    if not _NAME.fullmatch(folder.name):
+        message = f"{folder}: a model's name must match {_NAME.pattern}"
+        raise ConfigurationError(message)
+    toml = schema.read(folder / "model.toml") if (folder / "model.toml").exists() else ModelToml()
+    present = {int(entry.name): entry for entry in folder.iterdir() if entry.is_dir() and _VERSION.fullmatch(entry.name)}
+    if not present:
+        message = f"{folder}: has no version, which is a folder named by a positive integer"
+        raise ConfigurationError(message)
+    for version in sorted(set(toml.versions or [max(present)])):
+        if version not in present:
+            message = f"{folder / 'model.toml'}: versions names {version}, on disk are {', '.join(map(str, sorted(present)))}"
+            raise ConfigurationError(message)
+        yield ModelFiles(folder.name, version, present[version], toml)
+
+
+def _stamp(path: Path) -> tuple[str, int, int, int]:
+    status = path.stat()
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,84 @@
+"""The keys of `model.toml`, declared once. An unknown key is an error that names the file, the key and the nearest known one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from server.exits import ConfigurationError
+from server.tensors import DTYPES
+
+Length = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+Lengths = Annotated[list[Length], msgspec.Meta(min_length=1, max_length=64)]
+Inside = Annotated[str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$")]
+"""A relative path that does not climb."""
+
+
+class TensorTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[inputs]]` or `[[outputs]]`: a tensor as clients see it, where the operator's Python makes it differ from the model's."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1)]
+    datatype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=-1)]]
+
+
+class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an operator may say of a model. Every key has a default, so that a lone model file needs no `model.toml`."""
+
+    file: Inside = "model.onnx"
+    """The model, inside the version's folder."""
+    versions: Annotated[list[Length], msgspec.Meta(min_length=1, max_length=16)] | None = None
+    """The versions to serve; the highest on disk if absent."""
+    batch_sizes: Lengths | None = None
+    """The lengths of the leading axis that the model runs; absent: the leading axis is like any other."""
+    axes: dict[str, Lengths] = {}
+    """The lengths that each named free axis runs."""
+    python: Inside | None = None
+    """The operator's Python, inside the version's folder."""
+    inputs: list[TensorTable] | None = None
+    outputs: list[TensorTable] | None = None
+    golden: list[Inside] = []
+    """Samples with known answers, inside the model's folder."""
+    rtol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    """Relative difference that a golden answer, or a row alone and in a batch, may have."""
+    atol: Annotated[float, msgspec.Meta(ge=0)] = 1e-4
+    """Absolute difference, likewise."""
+    p95_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """A bound on the 95th percentile under the synthetic load, in milliseconds."""
+
+
+def read(path: Path) -> ModelToml:
+    """Read one `model.toml`; raise `ConfigurationError` naming the file, the key and what it must be."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        message = f"{path}: {error}"
+        raise ConfigurationError(message) from None
+    _known(path, table, ModelToml, "")
+    for key in ("inputs", "outputs"):
+        tensors = table.get(key)
+        for tensor in tensors if isinstance(tensors, list) else ():
+            _known(path, tensor, TensorTable, f"[[{key}]] ")
+    try:
+        parsed = msgspec.convert(table, ModelToml)
+    except msgspec.ValidationError as error:
+        message = f"{path}: {error}"
+        raise ConfigurationError(message) from None
+    for tensor in (*(parsed.inputs or ()), *(parsed.outputs or ())):
+        if tensor.datatype not in DTYPES:
+            message = f"{path}: datatype of {tensor.name!r} must be one of {', '.join(DTYPES)}, not {tensor.datatype!r}"
+            raise ConfigurationError(message)
+    return parsed
+
+
+def _known(path: Path, table: object, kind: type[msgspec.Struct], where: str) -> None:
+    keys: dict[str, Any] = table if isinstance(table, dict) else {}
+    for key in keys:
+        if key not in kind.__struct_fields__:
+            near = difflib.get_close_matches(key, kind.__struct_fields__, n=1, cutoff=0)[0]
+            message = f"{path}: unknown key {where}{key!r}; the nearest known one is {near!r}"
+            raise ConfigurationError(message)

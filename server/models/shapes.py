@@ -1,0 +1,163 @@
+"""Which shapes a model runs: its axes, the lengths declared for each, and how a request is made to fit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from server.exits import ConfigurationError
+from server.refusals import BadInputError
+from server.scoreboard import MAX_AXES, MAX_SHAPES
+from server.tensors import Array, Tensors, TensorSpec
+
+BATCH = "batch"
+"""The name of the leading axis of a model that declares batch sizes."""
+
+Shape = tuple[int, ...]
+"""One length per axis of a plan, in the plan's order."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The free axes of a model and the lengths that it runs of each.
+
+    An axis without declared lengths is never padded: it runs as it comes.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    lengths: Mapping[str, tuple[int, ...]]
+    """Declared lengths by axis, ascending."""
+    axes: tuple[str, ...]
+    """Every free axis, the batch first."""
+
+    def shapes(self, remembered: Iterable[Shape] = ()) -> list[Shape]:
+        """Every shape to warm: all combinations of declared lengths, 1 for an axis that has none, and those remembered."""
+        declared = itertools.product(*(self.lengths.get(axis, (1,)) for axis in self.axes))
+        fitting = (shape for shape in remembered if len(shape) == len(self.axes) and self.padded(shape) == shape)
+        return list(dict.fromkeys(itertools.chain(declared, fitting)))[:MAX_SHAPES]
+
+    def measure(self, inputs: Tensors) -> Shape:
+        """Read the length of each axis off the inputs; raise `BadInputError` where two inputs differ in one."""
+        found: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            for axis, length in zip(spec.axes, inputs[spec.name].shape, strict=True):
+                if axis is None:
+                    continue
+                known, first = found.setdefault(axis, (length, spec.name))
+                if known != length:
+                    message = f"axis {axis!r} is {known} in input {first!r} and {length} in input {spec.name!r}"
+                    raise BadInputError(message)
+        return tuple(found[axis][0] for axis in self.axes)
+
+    def padded(self, shape: Shape) -> Shape | None:
+        """The smallest declared shape that holds `shape`, or None."""
+        result = []
+        for axis, length in zip(self.axes, shape, strict=True):
+            fitting = [declared for declared in self.lengths.get(axis, (length,)) if declared >= length]
+            if not fitting:
+                return None
+            result.append(fitting[0])
+        return tuple(result)
+
+    def fit(self, shape: Shape, *, exact: bool) -> Shape:
+        """The declared shape that a request of `shape` runs in; raise `BadInputError` naming the limit where there is none.
+
+        `exact`: rows must not be padded, since they depend on each other.
+        """
+        for axis, length in zip(self.axes, shape, strict=True):
+            if length < 1:
+                message = f"axis {axis!r} must be at least 1, got {length}"
+                raise BadInputError(message)
+        target = self.padded(shape)
+        if target is not None and not (exact and target[: self.batched] != shape[: self.batched]):
+            return target
+        for axis, length in zip(self.axes, shape, strict=True):
+            declared = self.lengths.get(axis, (length,))
+            if length > declared[-1] or (exact and axis == BATCH and length not in declared):
+                one_of = f"one of {', '.join(map(str, declared))}" if exact and axis == BATCH else f"at most {declared[-1]}"
+                message = f"axis {axis!r} must be {one_of}, got {length}"
+                raise BadInputError(message)
+        message = f"no declared shape holds {self.describe(shape)}"
+        raise BadInputError(message)
+
+    @property
+    def batched(self) -> int:
+        """1 if the leading axis is a declared batch, else 0."""
+        return int(BATCH in self.lengths)
+
+    def describe(self, shape: Shape) -> str:
+        """`shape` in words, for the log."""
+        return ", ".join(f"{axis}={length}" for axis, length in zip(self.axes, shape, strict=True)) or "its one shape"
+
+    def pad(self, inputs: Tensors, target: Shape) -> dict[str, Array]:
+        """Inputs of `target`, the new places filled with zeros. Inputs that have it already are passed on as they are."""
+        lengths = dict(zip(self.axes, target, strict=True))
+        return {spec.name: _grow(inputs[spec.name], spec, lengths) for spec in self.inputs}
+
+    def cut(self, outputs: Tensors, shape: Shape) -> dict[str, Array]:
+        """Outputs without what padding added."""
+        lengths = dict(zip(self.axes, shape, strict=True))
+        return {
+            spec.name: outputs[spec.name][tuple(slice(lengths.get(axis) if axis else None) for axis in spec.axes)]
+            for spec in self.outputs
+        }
+
+
+def _grow(array: Array, spec: TensorSpec, lengths: Mapping[str, int]) -> Array:
+    target = tuple(
+        lengths[axis] if axis else length for axis, length in zip(spec.axes, array.shape, strict=True)
+    )
+    if array.shape == target:
+        return array
+    grown = np.full(target, b"", object) if array.dtype == object else np.zeros(target, array.dtype)
+    grown[tuple(slice(length) for length in array.shape)] = array
+    return grown
+
+
+def plan(
+    inputs: Iterable[TensorSpec],
+    outputs: Iterable[TensorSpec],
+    batch_sizes: Iterable[int] | None,
+    lengths: Mapping[str, Iterable[int]],
+) -> Plan:
+    """Make the plan of a model whose file says `inputs` and `outputs` and whose `model.toml` says the rest.
+
+    Raises `ConfigurationError` naming the axis and the bound.
+    """
+    inputs, outputs = tuple(inputs), tuple(outputs)
+    declared = {axis: tuple(sorted(set(values))) for axis, values in lengths.items()}
+    if batch_sizes is not None:
+        declared[BATCH] = tuple(sorted(set(batch_sizes)))
+        inputs = tuple(_batch(spec, "input") for spec in inputs)
+        outputs = tuple(_batch(spec, "output") for spec in outputs)
+    axes = tuple(dict.fromkeys(axis for spec in inputs for axis in spec.axes if axis))
+    for axis in declared:
+        if axis not in axes:
+            message = f"axis {axis!r} is declared, the model's free axes are {', '.join(map(repr, axes)) or 'none'}"
+            raise ConfigurationError(message)
+    made = Plan(inputs, outputs, declared, tuple(sorted(axes, key=lambda axis: axis != BATCH)))
+    for what, count, bound in (("free axes", len(axes), MAX_AXES), ("declared shapes", _count(made), MAX_SHAPES)):
+        if count > bound:
+            message = f"the model has {count} {what}, at most {bound} can be served"
+            raise ConfigurationError(message)
+    return made
+
+
+def _count(made: Plan) -> int:
+    count = 1
+    for axis in made.axes:
+        count *= len(made.lengths.get(axis, (1,)))
+    return count
+
+
+def _batch(spec: TensorSpec, kind: str) -> TensorSpec:
+    """The spec with its leading axis named as the batch."""
+    if not spec.axes or spec.axes[0] is None:
+        first = spec.shape[0] if spec.shape else "absent"
+        message = f"batch_sizes needs a free leading axis, that of {kind} {spec.name!r} is {first}"
+        raise ConfigurationError(message)
+    return TensorSpec(spec.name, spec.datatype, spec.shape, (BATCH, *spec.axes[1:]))

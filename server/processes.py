@@ -1,0 +1,94 @@
+"""What Linux knows of processes: dying with the parent, signals across a fork, what a process holds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+"""Signals that are held back around a fork: until the child has its own handlers they would reach the parent's, and be lost."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends; leave at once if it has ended already.
+
+    Set in the child after each fork, since it would outlive an exec in the parent.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def hold_signals() -> None:
+    """Hold back what would be lost between a fork and the child's own handlers."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def release_signals() -> None:
+    """Let through what was held back."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+
+
+def default_signals() -> None:
+    """Let every signal end this process as it would by default: what a process that boots must do."""
+    for number in (*HELD, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+
+
+def fork_child(run: Callable[[], int]) -> int:
+    """Fork a child that runs `run` and leaves with the status it returns. Gives the child's pid.
+
+    The child dies with this process and skips every exit handler and destructor, which may hang in what it inherited.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    _be_child(parent, run)
+
+
+def _be_child(parent: int, run: Callable[[], int]) -> NoReturn:
+    status = 70
+    try:
+        die_with_parent(parent)
+        default_signals()
+        release_signals()
+        status = run()
+    finally:
+        os._exit(status)
+
+
+def tasks(pid: int | str = "self") -> dict[int, str]:
+    """The threads of a process, native ones included: task id to name."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            found[int(task.name)] = (task / "comm").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:  # the task ended meanwhile
+            continue
+    return found
+
+
+def private_bytes(pid: int | str = "self") -> int:
+    """Bytes that this process shares with no other; 0 once it has ended."""
+    held = memory(pid)
+    return held.get("Private_Clean", 0) + held.get("Private_Dirty", 0)
+
+
+def memory(pid: int | str = "self") -> dict[str, int]:
+    """Bytes by field of the kernel's smaps_rollup (`Rss`, `Pss`, `Private_Dirty` …); empty once the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in lines)
+    return {name: int(value.split()[0]) << 10 for name, value in pairs}

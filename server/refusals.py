@@ -1,0 +1,50 @@
+"""Why a request is not answered with a result: one class per status of the contract's table."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RefusalError(Exception):
+    """A request that gets an error. The message goes to the client: what is wrong, the name, the bound and what came."""
+
+    status: ClassVar[int] = 500
+    retry_after: int | None = None
+    """Seconds, where trying again makes sense."""
+
+
+class BadInputError(RefusalError):
+    """The request does not fit the model or the protocol."""
+
+    status = 400
+
+
+class UnknownModelError(RefusalError):
+    """No such model or version."""
+
+    status = 404
+
+
+class TooLargeError(RefusalError):
+    """The body is over `WARMFORK_MAX_BODY`."""
+
+    status = 413
+
+
+class BusyError(RefusalError):
+    """The queue is full, memory ran out for this request, or the server is going away."""
+
+    status = 503
+    retry_after = 1
+
+
+class LateError(RefusalError):
+    """`WARMFORK_REQUEST_TIMEOUT` passed."""
+
+    status = 504
+
+
+class ModelFailedError(RefusalError):
+    """The model raised, or gave what cannot be sent."""
+
+    status = 500

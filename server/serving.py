@@ -1,0 +1,100 @@
+"""What one worker serves: its models, who is let in, what is counted. Made after the fork, read by the WSGI app."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from server.counters import Counters
+from server.models.model import Model
+from server.refusals import BusyError, ModelFailedError, RefusalError, UnknownModelError
+from server.scoreboard import Scoreboard
+from server.settings import Settings
+from server.states import Phase
+from server.tensors import Array, Tensors
+from server.turnstile import Turnstile, late
+
+_log = logging.getLogger("gunicorn.error")
+_current: list[Serving] = []
+
+
+class Serving:
+    """The models of one worker and the one way to run them. Safe from several threads."""
+
+    def __init__(self, models: Sequence[Model], board: Scoreboard, slot: int, settings: Settings) -> None:
+        """Serve `models` from `slot` of `board`."""
+        self.board = board
+        self.slot = slot
+        self.settings = settings
+        self.counters = Counters(board, slot)
+        self.turnstile = Turnstile(settings.max_queue, settings.request_timeout)
+        self.models: Mapping[str, Mapping[int, Model]] = {
+            name: {model.version: model for model in models if model.name == name} for name in {model.name for model in models}
+        }
+        self.warmed = {model.key: frozenset(model.shapes()) for model in models}
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """The model that a request names; the highest version served if it names none. Raises `UnknownModelError`."""
+        versions = self.models.get(name)
+        if versions is None:
+            message = f"no model {name[:64]!r}; served are {', '.join(sorted(self.models))}"
+            raise UnknownModelError(message)
+        number = max(versions) if version is None else int(version) if version.isascii() and version.isdigit() else 0
+        if number not in versions:
+            message = f"model {name!r} has no version {(version or '')[:16]!r}; served are {', '.join(map(str, sorted(versions)))}"
+            raise UnknownModelError(message)
+        return versions[number]
+
+    def infer(self, model: Model, inputs: Tensors, received_ns: int | None = None) -> dict[str, Array]:
+        """Run one request that was received at `received_ns` of the monotonic clock; all outputs by name.
+
+        Raises `BadInputError`, `BusyError`, `LateError` or `ModelFailedError`.
+        """
+        received_ns = time.monotonic_ns() if received_ns is None else received_ns
+        if self.board.phase is Phase.STOPPING:
+            message = "the server is going away"
+            raise BusyError(message)
+        try:
+            prepared = model.prepare(inputs)
+            queued = time.monotonic_ns()
+            with self.turnstile.enter(received_ns):
+                started = time.monotonic_ns()
+                outputs = model.run(prepared)
+                ended = time.monotonic_ns()
+            cold = prepared.shape not in self.warmed[model.key]
+            self.counters.ran(model, prepared.shape, started - queued, ended - started, cold=cold)
+            result = model.finish(prepared, outputs, inputs)
+        except RefusalError:
+            raise
+        except MemoryError as error:
+            message = f"model {model.name!r} ran out of memory for this request"
+            raise BusyError(message) from error
+        except Exception as error:
+            _log.exception("model %s failed on a request", model.key)
+            message = f"model {model.name!r} failed"
+            raise ModelFailedError(message) from error
+        if time.monotonic_ns() - received_ns > self.settings.request_timeout * 1e9:
+            raise late(self.settings.request_timeout)
+        return result
+
+    def answered(self, model: Model, received_ns: int, input_ns: int, output_ns: int) -> None:
+        """Count a request that got its result; `input_ns` and `output_ns` went into decoding and encoding."""
+        self.counters.answered(model, received_ns, input_ns, output_ns)
+
+    def refused(self, model: Model | None, received_ns: int) -> None:
+        """Count a request that got an error."""
+        self.counters.refused(model, received_ns)
+
+
+def serve(serving: Serving) -> None:
+    """Make `serving` what this process serves. Once per worker, before its app is loaded."""
+    _current[:] = [serving]
+
+
+def current() -> Serving:
+    """What this process serves. Raises `LookupError` in a process that is no worker."""
+    if not _current:
+        message = "this process serves no models: the app is loaded by a worker, after the fork"
+        raise LookupError(message)
+    return _current[0]

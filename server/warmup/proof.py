@@ -1,0 +1,91 @@
+"""Prove that a warm model answers rightly: golden samples, a row alone against a row in a batch, several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from server.exits import ModelError
+from server.models.model import Model
+from server.models.shapes import BATCH
+from server.tensors import FLOATS, Array, Tensors, TensorSpec
+from server.warmup import samples
+
+
+def prove(model: Model, threads: int, say: Callable[[str], None]) -> None:
+    """Check what `model` answers; raise `ModelError` naming the model and the check that failed.
+
+    `threads`: from how many threads of this process the model is entered.
+    """
+    say(f"model {model.key}: golden samples")
+    golden(model)
+    if model.batched and model.plan.batched:
+        say(f"model {model.key}: a row alone against the row in a batch")
+        if difference := rows_differ(model):
+            message = f"model {model.key}: {difference}, yet the trial found its rows independent"
+            raise ModelError(message)
+    if threads > 1:
+        say(f"model {model.key}: {threads} threads")
+        several_threads(model, threads)
+
+
+def golden(model: Model) -> None:
+    """Raise `ModelError` naming the sample unless each golden sample gives its known outputs."""
+    for sample in model.golden:
+        difference = _differ(model, sample.outputs, model.infer(sample.inputs))
+        if difference:
+            message = f"model {model.key}: golden sample {sample.path.name}: {difference}"
+            raise ModelError(message)
+
+
+def rows_differ(model: Model) -> str:
+    """Say how a row alone differs from the same row in the largest batch; empty if none does."""
+    largest = model.plan.lengths[BATCH][-1]
+    rest = tuple(model.plan.lengths.get(axis, (1,))[0] for axis in model.plan.axes[1:])
+    # Made-up rows differ from one another, golden ones may not; where the operator's Python reads them, only golden ones are sure to fit.
+    make = samples.inputs if model.python.preprocess else samples.made_up
+    batch = make(model, (largest, *rest))
+    together = model.infer(batch)
+    for row in range(largest):
+        alone = model.infer({name: array[row : row + 1] for name, array in batch.items()})
+        difference = _differ(model, {name: array[row : row + 1] for name, array in together.items()}, alone)
+        if difference:
+            return f"row {row} of {largest} is another one alone: {difference}"
+    return ""
+
+
+def several_threads(model: Model, threads: int) -> None:
+    """Raise `ModelError` unless `threads` threads at once get the answer that one gets."""
+    inputs = samples.inputs(model, model.shapes()[0])
+    expected = model.infer(inputs)
+    with ThreadPoolExecutor(threads) as pool:
+        for answer in pool.map(lambda _: model.infer(inputs), range(2 * threads)):
+            difference = _differ(model, expected, answer)
+            if difference:
+                message = f"model {model.key}: {threads} threads at once get another answer than one: {difference}"
+                raise ModelError(message)
+
+
+def _differ(model: Model, expected: Mapping[str, Array], actual: Tensors) -> str:
+    specs = {spec.name: spec for spec in model.outputs}
+    differences = (_difference(model, specs[name], array, actual[name]) for name, array in expected.items())
+    return next((difference for difference in differences if difference), "")
+
+
+def _difference(model: Model, spec: TensorSpec, expected: Array, actual: Array) -> str:
+    toml = model.files.toml
+    if expected.shape != actual.shape:
+        return f"output {spec.name!r} must have shape {list(expected.shape)}, has {list(actual.shape)}"
+    if spec.datatype not in FLOATS:
+        wrong = expected != actual
+        if not wrong.any():
+            return ""
+        place = tuple(int(index) for index in np.argwhere(wrong)[0])
+        return f"output {spec.name!r} at {list(place)} must be {expected[place]!r}, is {actual[place]!r}"
+    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
+    if np.allclose(actual, expected, rtol=toml.rtol, atol=toml.atol, equal_nan=False):
+        return ""
+    worst = float(np.nanmax(np.abs(actual - expected)))
+    return f"output {spec.name!r} differs by up to {worst:.3g}, rtol is {toml.rtol:g} and atol {toml.atol:g}"

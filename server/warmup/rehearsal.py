@@ -1,0 +1,120 @@
+"""A short load of our own through the whole way: the connection's code, the parser, the WSGI app, the codec, the model.
+
+All of these are cold in a new process too: a model warmed alone answers its first HTTP request several times slower than the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+import numpy as np
+
+from server.exits import ModelError
+from server.models.model import Model
+from server.models.shapes import Shape
+from server.tensors import Array, Tensors
+from server.warmup import samples
+
+ROUNDS = 3
+"""Times that every shape is sent, in every encoding, at least."""
+MOST_ROUNDS = 10
+MOST_SECONDS = 2.0
+"""After which no further round begins."""
+
+Exchange = Callable[[bytes], bytes]
+"""Sends the bytes of one HTTP request the whole way through this worker, and gives the bytes of its response."""
+
+
+def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None]) -> None:
+    """Send every shape of `model` as JSON and as binary tensors.
+
+    Raises `ModelError` naming the shape if an answer is not 200, or the 95th percentile if it is past the model's bound.
+    """
+    requests = [
+        (request(model, inputs, binary=binary), model.plan.describe(shape), binary)
+        for shape, inputs in _inputs(model)
+        for binary in (False, True)
+        if binary or _is_text(inputs)
+    ]
+    times: list[float] = []
+    end = time.monotonic() + MOST_SECONDS
+    for turn in range(MOST_ROUNDS):
+        for content, shape, binary in requests:
+            where = f"model {model.key}, shape {shape}, {'binary' if binary else 'JSON'} over HTTP"
+            say(where)
+            start = time.perf_counter()
+            answer = exchange(content)
+            times.append((time.perf_counter() - start) * 1e3)
+            _expect_ok(answer, where)
+        if turn + 1 >= ROUNDS and time.monotonic() > end:
+            break
+    bound = model.files.toml.p95_ms
+    p95 = float(np.percentile(times, 95))
+    if bound is not None and p95 > bound:
+        message = f"model {model.key}: p95 of {len(times)} requests of our own is {p95:.1f} ms, its p95_ms is {bound:g}"
+        raise ModelError(message)
+
+
+def request(model: Model, inputs: Tensors, *, binary: bool) -> bytes:
+    """The bytes of an inference request for `inputs`, which keeps its connection."""
+    tail = b""
+    tensors = []
+    for spec in model.inputs:
+        array = inputs[spec.name]
+        tensor: dict[str, object] = {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}
+        if binary:
+            raw = _raw(array)
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+            tail += raw
+        else:
+            tensor["data"] = _listed(array)
+        tensors.append(tensor)
+    head = msgspec.json.encode({"inputs": tensors, "parameters": {"binary_data_output": binary}})
+    length = f"Inference-Header-Content-Length: {len(head)}\r\n" if binary else ""
+    kind = "application/octet-stream" if binary else "application/json"
+    return (
+        f"POST /v2/models/{model.name}/versions/{model.version}/infer HTTP/1.1\r\n"
+        f"Host: warmfork\r\nUser-Agent: warmfork-rehearsal\r\nContent-Type: {kind}\r\n{length}"
+        f"Content-Length: {len(head) + len(tail)}\r\n\r\n"
+    ).encode() + head + tail
+
+
+def _inputs(model: Model) -> Iterator[tuple[Shape, dict[str, Array]]]:
+    for shape in model.shapes():
+        yield shape, samples.inputs(model, shape)
+
+
+def _is_text(inputs: Tensors) -> bool:
+    """Whether JSON can carry every item of `inputs`."""
+    try:
+        for array in inputs.values():
+            if array.dtype == object:
+                for item in array.ravel():
+                    item.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _listed(array: Array) -> list[object]:
+    if array.dtype == object:
+        return [item.decode() for item in array.ravel()]
+    plain = array if array.dtype.kind in "biuf" else array.astype(np.float32)
+    listed: list[object] = plain.ravel().tolist()
+    return listed
+
+
+def _raw(array: Array) -> bytes:
+    if array.dtype == object:
+        return b"".join(len(item).to_bytes(4, "little") + item for item in array.ravel())
+    return array.tobytes()
+
+
+def _expect_ok(answer: bytes, where: str) -> None:
+    status = answer[:64].split(b"\r\n", 1)[0]
+    if b" 200 " not in status:
+        body = answer.partition(b"\r\n\r\n")[2][:300].decode(errors="replace")
+        message = f"{where}: answered {status.decode(errors='replace') or 'nothing'}: {' '.join(body.split())}"
+        raise ModelError(message)

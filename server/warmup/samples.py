@@ -1,0 +1,51 @@
+"""What to run a model on before any client does: golden samples where there are some, made-up numbers elsewhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from server.models.model import Model
+from server.models.shapes import BATCH, Shape
+from server.tensors import ANY, FLOATS, Array, TensorSpec
+
+_SEED = 20151210
+
+
+def inputs(model: Model, shape: Shape) -> dict[str, Array]:
+    """Inputs as a client would send them, that run in `shape`; the same ones at every call.
+
+    Rows come from the golden samples in turn where the batch is the only free axis, since real input takes the paths that real
+    input takes. Otherwise floats are in [0, 1), integers 0 or 1, bytes a short text.
+    """
+    lengths = dict(zip(model.plan.axes, shape, strict=True))
+    if model.golden and set(lengths) <= {BATCH}:
+        samples = [sample.inputs for sample in model.golden]
+        if not lengths:
+            return dict(samples[0])
+        return {
+            spec.name: np.take(
+                np.concatenate([sample[spec.name] for sample in samples]), range(lengths[BATCH]), axis=0, mode="wrap"
+            )
+            for spec in model.inputs
+        }
+    return made_up(model, shape)
+
+
+def made_up(model: Model, shape: Shape) -> dict[str, Array]:
+    """Inputs of `shape` out of nothing, every row another."""
+    lengths = dict(zip(model.plan.axes, shape, strict=True))
+    generator = np.random.Generator(np.random.PCG64(_SEED))
+    return {spec.name: _array(spec, lengths, generator) for spec in model.inputs}
+
+
+def _array(spec: TensorSpec, lengths: dict[str, int], generator: np.random.Generator) -> Array:
+    shape = tuple(
+        lengths.get(axis or "", 1) if length == ANY else length for axis, length in zip(spec.axes, spec.shape, strict=True)
+    )
+    if spec.datatype == "BYTES":
+        made = np.empty(shape, object)
+        made.ravel()[:] = [b"warmfork %d" % number for number in range(made.size)]
+        return made
+    if spec.datatype in FLOATS:
+        return generator.random(shape, np.float32).astype(spec.dtype)
+    return generator.integers(0, 2, shape).astype(spec.dtype)

@@ -1,0 +1,98 @@
+"""Run every shape of a model until its latency has settled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from server.exits import ModelError
+from server.models.model import Model
+from server.models.shapes import Shape
+from server.tensors import FLOATS, Tensors, TensorSpec
+from server.warmup import samples
+
+WINDOW = 3
+"""Runs that are compared with the runs before them."""
+SETTLED = 0.9
+"""Settled: the best of a window is no better than this share of the best before it."""
+MOST_RUNS = 50
+MOST_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """How long one shape took."""
+
+    shape: Shape
+    first_ms: float
+    steady_ms: float
+    runs: int
+
+
+def warm(model: Model, say: Callable[[str], None]) -> Iterator[Warmed]:
+    """Run each shape of `model` the whole way until it has settled, looking at every answer.
+
+    Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
+    """
+    for shape, where in _said(model, say):
+        times = _settle(partial(_run, model, shape, where))
+        yield Warmed(shape, times[0], float(np.median(times[-WINDOW:])), len(times))
+
+
+def check(specs: tuple[TensorSpec, ...], outputs: Tensors, where: str) -> None:
+    """Raise `ModelError` unless every output is there, of the right type and shape, without a NaN."""
+    for spec in specs:
+        array = outputs.get(spec.name)
+        if array is None:
+            message = f"{where}: output {spec.name!r} is missing"
+            raise ModelError(message)
+        fixed = tuple(length if axis is None else came for length, axis, came in zip(spec.shape, spec.axes, array.shape, strict=False))
+        if array.dtype != spec.dtype or array.shape != fixed:
+            message = f"{where}: output {spec.name!r} must be {spec.datatype} {list(spec.shape)}, is {array.dtype} {list(array.shape)}"
+            raise ModelError(message)
+        if spec.datatype in FLOATS and np.isnan(array.astype(np.float32, copy=False)).any():
+            message = f"{where}: output {spec.name!r} has a NaN"
+            raise ModelError(message)
+
+
+def once(model: Model, say: Callable[[str], None]) -> None:
+    """Run each shape once, looking at the answer; raises as `warm` does."""
+    for shape, where in _said(model, say):
+        _run(model, shape, where)
+
+
+def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str]]:
+    for shape in model.shapes():
+        where = f"model {model.key}, shape {model.plan.describe(shape)}"
+        say(where)
+        yield shape, where
+
+
+def _run(model: Model, shape: Shape, where: str) -> None:
+    inputs = samples.inputs(model, shape)
+    try:
+        outputs = model.infer(inputs)
+    except MemoryError:
+        raise
+    except Exception as error:
+        message = f"{where}: raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(message) from error
+    check(model.outputs, outputs, where)
+
+
+def _settle(run: Callable[[], None]) -> list[float]:
+    """Times in milliseconds of runs until they get no faster: at least two windows unless time runs out."""
+    times: list[float] = []
+    end = time.monotonic() + MOST_SECONDS
+    while len(times) < MOST_RUNS:
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+        settled = len(times) >= 2 * WINDOW and min(times[-WINDOW:]) >= SETTLED * min(times[:-WINDOW])
+        if settled or (time.monotonic() > end and len(times) > WINDOW):
+            break
+    return times

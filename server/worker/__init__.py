@@ -1,0 +1,1 @@
+"""One worker: how it boots, how it is run by gunicorn."""

@@ -1,0 +1,177 @@
+"""From the fork to the open door: what a worker does, in this order, before it takes traffic.
+
+It runs in the child, between gunicorn's `post_fork` and its `run()`. Whatever goes wrong is written into the slot and ends the
+process; the master reads why.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import logging
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import numpy as np
+from setproctitle import setproctitle
+
+from server.barrier import Barrier, Point
+from server.exits import ExitError, ModelError, ResourceError
+from server.models.generation import Generation
+from server.models.model import Model
+from server.scoreboard import NEVER, Scoreboard, now_ms
+from server.serving import Serving, serve
+from server.settings import Settings
+from server.states import Event, Role
+from server.warmup.proof import prove
+from server.warmup.rehearsal import Exchange, rehearse
+from server.warmup.warm import warm
+
+_log = logging.getLogger("gunicorn.error")
+
+
+class Boot:
+    """The boot of one worker, in its own process."""
+
+    def __init__(self, board: Scoreboard, slot: int, barrier: Barrier, generation: Generation, settings: Settings) -> None:
+        """Boot the worker of `slot`, which is to serve `generation`."""
+        self.board = board
+        self.slot = slot
+        self.barrier = barrier
+        self.generation = generation
+        self.settings = settings
+        self.entered = time.monotonic()
+        self.models: list[Model] = []
+
+    def begin(self, backoff: float) -> None:
+        """Take the slot, set the boot deadline, wait out the back-off."""
+        self.board.slots["pid"][self.slot] = os.getpid()
+        self.board.slots["device"][self.slot] = b"cpu"
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.enable(all_threads=True)
+        # No Python runs in a native call that hangs; this thread is none of Python's.
+        faulthandler.dump_traceback_later(backoff + self.settings.boot_timeout, exit=True)
+        self.title()
+        if backoff:
+            self.say(f"waiting {backoff:g} s, since boots failed before")
+            time.sleep(backoff)  # here and not in the master, whose loop would stand still
+
+    def load(self) -> None:
+        """Open every model of the generation, and make them what this process serves."""
+        with self.failing():
+            self.enter(Event.LOAD)
+            for holding in self.generation.holdings:
+                self.say(f"model {holding.files.key}: loading")
+                self.models.append(holding.open(self.settings.threads))
+            serve(Serving(self.models, self.board, self.slot, self.settings))
+
+    def warm(self) -> None:
+        """Run every shape of every model until it has settled, and write down how long it took."""
+        with self.failing():
+            self.enter(Event.WARM)
+            for model in self.models:
+                rows = self.board.slots["models"][self.slot][model.index]["shapes"]
+                for place, warmed in enumerate(warm(model, self.say)):
+                    rows[place] = (warmed.first_ms, warmed.steady_ms)
+
+    def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
+        """Check every answer, then, together with the rest of the first generation, serve a short load of our own."""
+        with self.failing():
+            self.enter(Event.PROVE)
+            for model in self.models:
+                prove(model, threads, self.say)
+            self.say("waiting for the others before the synthetic load")
+            self.arrive(Point.PROVEN)
+            number = self.generation.number
+            self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
+            serving.counters.on = False
+            for model in self.models:
+                rehearse(model, exchange, self.say)
+            serving.counters.on = True
+            gc.collect()
+
+    def wait(self) -> None:
+        """Wait until the generation opens as a whole, and in the warm pool until this worker is called."""
+        self.enter(Event.ARRIVE)
+        self.say("waiting for the generation to open")
+        self.arrive(Point.REHEARSED)
+        self.barrier.wait(self.slot, lambda: self.board.get("generation") >= self.generation.number)
+        faulthandler.cancel_dump_traceback_later()
+        self.say("")
+        if self.role is Role.STANDBY:
+            self.enter(Event.HOLD, NEVER)
+            self.title()
+            self.barrier.wait(self.slot, lambda: self.role is Role.ACTIVE)
+
+    def open(self, deadline_ms: int) -> None:
+        """Take traffic from now on; alive as long as the deadline is put off."""
+        self.enter(Event.OPEN, deadline_ms)
+        self.title()
+
+    @property
+    def role(self) -> Role:
+        """What the master wants of this worker."""
+        return Role(int(self.board.slots["role"][self.slot]))
+
+    def say(self, what: str) -> None:
+        """Write the step at hand into the slot."""
+        self.board.slots["doing"][self.slot] = what.encode()[:256]
+
+    def title(self) -> None:
+        """Be seen in `ps` as what this process is."""
+        role = self.role.name.lower()
+        setproctitle(f"warmfork: worker {self.slot} · {role} · gen {self.generation.number} · cpu")
+
+    def arrive(self, point: Point) -> None:
+        """Write down that this worker has reached a point of the barrier. The master's loop looks there."""
+        self.board.slots["barrier"][self.slot] = point
+
+    def enter(self, event: Event, deadline_ms: int | None = None) -> None:
+        """Move to the next state; the seconds spent in the last one go into the slot."""
+        now = time.monotonic()
+        before = self.board.state(self.slot)
+        self.board.slots["phases"][self.slot][before] = now - self.entered
+        self.entered = now
+        _, kept = divmod(int(self.board.slots["word"][self.slot]), 1 << 56)
+        self.board.move(self.slot, event, kept if deadline_ms is None else deadline_ms)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """End this process with its exit status if what is inside fails, having said why."""
+        try:
+            yield
+        except ExitError as error:
+            self.fail(error)
+        except MemoryError:
+            self.fail(ResourceError(f"worker {self.slot}: memory ran out at {self.doing()}"))
+        except Exception as error:
+            _log.exception("worker %d failed at %s", self.slot, self.doing())
+            self.fail(ModelError(f"worker {self.slot}: {type(error).__name__} at {self.doing()}: {error}"))
+
+    def doing(self) -> str:
+        """The step at hand."""
+        return bytes(np.bytes_(self.board.slots["doing"][self.slot])).decode(errors="replace")
+
+    def fail(self, error: ExitError) -> NoReturn:
+        """Say why in the slot and leave at once."""
+        self.say(str(error))
+        self.board.slots["status"][self.slot] = error.status
+        self.board.move(self.slot, Event.FAIL)
+        leave(error.status)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process without exit handlers and destructors, which were inherited and may hang."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def deadline_in(seconds: float) -> int:
+    """A deadline so many seconds from now, for `State.ACTIVE`."""
+    return now_ms() + int(seconds * 1000)
+
+
