@@ -17,6 +17,7 @@ def zoo_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with an identity model per datatype and a few others."""
     root = tmp_path_factory.mktemp("zoo")
     zoo(root)
+    make(root, ["filetype"])
     return root
 
 

@@ -86,6 +86,7 @@ class Server:
             with self.news:
                 self.lines.append(line)
                 self.news.notify_all()
+        self.process.stderr.close()
         with self.news:
             self.news.notify_all()
 
@@ -214,7 +215,7 @@ class Server:
         for member in members:
             try:
                 self.family[member.pid] = member.create_time()
-                found[member.pid] = " ".join(member.cmdline())
+                found[member.pid] = " ".join(member.cmdline()).strip()
             except psutil.NoSuchProcess:
                 continue
         return found
@@ -236,14 +237,14 @@ class Server:
         """Announce log lines of level ERROR or above that are part of the test."""
         self.expected.extend(patterns)
 
-    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+    def send(self, number: signal.Signals, *, group: bool = False) -> None:
         """Send a signal to the master, or to the whole process group."""
         self.processes()
         (os.killpg if group else os.kill)(self.process.pid, number)
 
     def stop(self, status: int = 0, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask the server to stop, and show it clean."""
-        self.signal(number)
+        self.send(number)
         self.clean(status)
 
     def clean(self, status: int | None = 0, timeout: float = PATIENCE) -> None:
@@ -281,3 +282,4 @@ class Server:
             except ProcessLookupError:
                 continue
         self.process.wait()
+        self.reader.join(10)

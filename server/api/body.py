@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from gunicorn.http.errors import ParseException
 
@@ -30,6 +30,22 @@ class BrokenBodyError(BadInputError):
 
 class TooLargeBodyError(TooLargeError):
     """The body was not read to its end, since it is over the bound."""
+
+    def __init__(self, message: str, source: Callable[[int], bytes], bound: int) -> None:
+        """`source` has the rest of the body; at most `bound` bytes of it are worth reading."""
+        super().__init__(message)
+        self._source = source
+        self._bound = bound
+
+    def drain(self) -> None:
+        """Read the rest and throw it away, so that a client that is still sending reads its answer.
+
+        It would only see a reset connection otherwise. One that sends far too much is on its own.
+        """
+        left = self._bound
+        with suppress(*_UNREADABLE):
+            while left > 0 and (part := self._source(min(left, STEP))):
+                left -= len(part)
 
 
 CLOSING = (BrokenBodyError, TooLargeBodyError)
@@ -66,7 +82,7 @@ def _length(environ: Mapping[str, Any]) -> int:
 
 def _sized(source: Callable[[int], bytes], length: int, limit: int) -> bytes:
     if length > limit:
-        _refuse(source, f"{length} bytes", limit)
+        raise _too_large(source, f"{length} bytes", limit)
     body = source(length) if length else b""
     if len(body) == length:
         return body
@@ -85,20 +101,14 @@ def _chunked(source: Callable[[int], bytes], limit: int) -> bytes:
     while part := source(STEP):
         came += len(part)
         if came > limit:
-            _refuse(source, f"more than {limit} bytes", limit)
+            raise _too_large(source, f"more than {limit} bytes", limit)
         parts.append(part)
     return b"".join(parts)
 
 
-def _refuse(source: Callable[[int], bytes], came: str, limit: int) -> NoReturn:
-    # A client that still sends when the connection is closed never sees the answer, so as much again as a good request may
-    # have is read and thrown away; beyond that the client is on its own.
-    left = 2 * limit
-    with suppress(*_UNREADABLE):
-        while left > 0 and (part := source(min(left, STEP))):
-            left -= len(part)
+def _too_large(source: Callable[[int], bytes], came: str, limit: int) -> TooLargeBodyError:
     message = f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), got {came}"
-    raise TooLargeBodyError(message)
+    return TooLargeBodyError(message, source, 2 * limit)
 
 
 def _unpack(body: bytes, coding: str, wbits: int, limit: int) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import falcon
 import falcon.constants
 import msgspec
 
-from server.api.body import CLOSING
+from server.api.body import CLOSING, TooLargeBodyError
 from server.refusals import BusyError, RefusalError
 
 _log = logging.getLogger("gunicorn.error")
@@ -24,6 +25,17 @@ class KnownMethods:
             raise falcon.HTTPMethodNotAllowed(sorted(name.upper() for name in names))
 
 
+class _AnswerThenDrain:
+    """A response that is followed by the drain of the request: WSGI calls `close` when all has been sent."""
+
+    def __init__(self, content: bytes, error: TooLargeBodyError) -> None:
+        self._content = content
+        self.close = error.drain
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._content
+
+
 def install(app: falcon.App[falcon.Request, falcon.Response]) -> None:
     """Make every error of `app` JSON."""
     app.add_error_handler(Exception, _unexpected)
@@ -34,11 +46,15 @@ def install(app: falcon.App[falcon.Request, falcon.Response]) -> None:
 
 def _refused(_req: falcon.Request, resp: falcon.Response, error: Exception, _params: object) -> None:
     refusal = error if isinstance(error, RefusalError) else RefusalError(str(error))
-    _say(resp, refusal.status, str(refusal))
+    content = _say(resp, refusal.status, str(refusal))
     if refusal.retry_after is not None:
         resp.set_header("Retry-After", str(refusal.retry_after))
     if isinstance(error, CLOSING):
         resp.set_header("Connection", "close")
+    if isinstance(error, TooLargeBodyError):
+        resp.stream = _AnswerThenDrain(content, error)
+        resp.content_length = len(content)
+        resp.data = None
 
 
 def _out_of_memory(req: falcon.Request, resp: falcon.Response, _error: Exception, params: object) -> None:
@@ -67,8 +83,9 @@ def _unexpected(_req: falcon.Request, resp: falcon.Response, error: Exception, _
     _say(resp, 500, "the server failed on this request")
 
 
-def _say(resp: falcon.Response, status: int, sentence: str) -> None:
+def _say(resp: falcon.Response, status: int, sentence: str) -> bytes:
     resp.status = status
     resp.content_type = falcon.MEDIA_JSON
     resp.text = None
-    resp.data = msgspec.json.encode({"error": sentence})
+    resp.data = content = msgspec.json.encode({"error": sentence})
+    return content

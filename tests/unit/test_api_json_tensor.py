@@ -55,7 +55,7 @@ def test_bfloat16_comes_back_the_same(values: list[float]) -> None:
     assert np.array_equal(array, back)
 
 
-@given(st.lists(st.text(), min_size=2, max_size=8).filter(lambda items: len(items) % 2 == 0), st.booleans())
+@given(items=st.lists(st.text(), min_size=2, max_size=8).filter(lambda items: len(items) % 2 == 0), nested=st.booleans())
 def test_text_comes_back_the_same(items: list[str], *, nested: bool) -> None:
     """BYTES are the UTF-8 of JSON strings, commas and brackets in them included."""
     shape = (2, len(items) // 2)
