@@ -18,8 +18,8 @@ worker_connections = 1000
 keepalive = 75
 backlog = 2048
 
-# A worker that does not turn its loop for this long is ended; a request may take WARMFORK_REQUEST_TIMEOUT, and must fit into a stop.
-timeout = 30
+# A worker whose loop stands still for longer than a request may take is ended; a request must also fit into a graceful stop.
+timeout = max(30, int(_settings.request_timeout) + 5)
 graceful_timeout = int(_settings.request_timeout) + 5
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - a heartbeat must not wait for a disk
 

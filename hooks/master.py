@@ -16,6 +16,8 @@ from server.settings import Settings
 
 master: Master
 
+_log = logging.getLogger("gunicorn.error")
+
 
 def settings() -> Settings:
     """Read the settings for `gunicorn.conf.py`; a wrong one ends the start in one line."""
@@ -31,14 +33,15 @@ def on_starting(arbiter: Arbiter) -> None:
     try:
         read = settings()
         _check_device(read)
-        bound(read.bind, "WARMFORK_BIND").close()
+        if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # else the listener is handed on
+            bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
         master.start()
     except ExitError as error:
         _abandon(arbiter, error)
     signals.hold_around_forks()
     address = master.keeper.socket.getsockname()
-    arbiter.log.info("Management at: http://%s:%d (%d)", address[0], address[1], master.keeper.pid)
+    _log.info("Management at: http://%s:%d (%d)", address[0], address[1], master.keeper.pid)
 
 
 def when_ready(arbiter: Arbiter) -> None:
@@ -63,8 +66,8 @@ def child_exit(arbiter: Arbiter, worker: Any) -> None:
     """Take the slot back and decide what the end means."""
     try:
         master.ended(arbiter, worker, signals.ends.pop(worker.pid, None))
-    except Exception:  # a defect of ours must not end a server that serves
-        logging.getLogger("gunicorn.error").exception("child_exit failed for worker %s", worker.pid)
+    except Exception:  # noqa: BLE001 - a defect of ours must not end a server that serves
+        _log.exception("child_exit failed for worker %s", worker.pid)
 
 
 def pre_exec(_arbiter: Arbiter) -> None:
@@ -96,7 +99,7 @@ def _close(arbiter: Arbiter) -> None:
 
 
 def _abandon(arbiter: Arbiter, error: ExitError) -> None:
-    arbiter.log.error("%s", error)
+    _log.error("%s", error)
     _close(arbiter)
     logging.shutdown()
     os._exit(error.status)

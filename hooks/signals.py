@@ -1,8 +1,8 @@
 """What the master does on a signal.
 
-gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop looks
-its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal handler.
-Nothing else of gunicorn is replaced, and all of it stands in this file.
+gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop
+looks its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal
+handler. Nothing else of gunicorn is replaced, and all of it stands in this file.
 """
 
 from __future__ import annotations
@@ -29,8 +29,13 @@ release = release_signals
 
 
 def hold_around_forks() -> None:
-    """Block signals from before each fork until the child has handlers of its own: gunicorn's only queue, in the parent's queue."""
-    os.register_at_fork(before=hold_signals, after_in_parent=release_signals)
+    """Block signals from before each fork of the master until the child has handlers of its own, or they are lost."""
+    master = os.getpid()
+
+    def only_in_master(do: Callable[[], None]) -> Callable[[], None]:
+        return lambda: do() if os.getpid() == master else None
+
+    os.register_at_fork(before=only_in_master(hold_signals), after_in_parent=only_in_master(release_signals))
 
 
 @contextmanager
@@ -72,13 +77,18 @@ def install(arbiter: Arbiter, master: Master) -> None:
 
         return handle
 
-    arbiter.handle_chld = arbiter.handle_cld = handle_chld
-    arbiter.handle_hup = master.reload
-    arbiter.handle_term = handle_term
-    arbiter.handle_int = quick(signal.SIGINT)
-    arbiter.handle_quit = quick(signal.SIGQUIT)
-    arbiter.handle_ttin = lambda: master.grow(arbiter)
-    arbiter.handle_ttou = lambda: master.shrink(arbiter)
+    handlers: dict[str, Callable[[], None]] = {
+        "chld": handle_chld,
+        "cld": handle_chld,
+        "hup": master.succession.reload,
+        "term": handle_term,
+        "int": quick(signal.SIGINT),
+        "quit": quick(signal.SIGQUIT),
+        "ttin": lambda: master.grow(arbiter),
+        "ttou": lambda: master.shrink(arbiter),
+    }
+    for name, handler in handlers.items():
+        setattr(arbiter, f"handle_{name}", handler)
     # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
     signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
     _rearm(BUSY_SECONDS)
@@ -89,6 +99,9 @@ def _rearm(seconds: float) -> None:
 
 
 def _last_signals(arbiter: Arbiter) -> None:
-    """gunicorn's stop looks at one signal each tenth of a second, and hurries for QUIT alone: no timer, and a second TERM is a QUIT."""
+    """Stop the timer and make a second TERM a QUIT.
+
+    gunicorn's stop takes one signal each tenth of a second, and hurries for INT and QUIT alone.
+    """
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGTERM, lambda _number, frame: arbiter.signal(signal.SIGQUIT, frame))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -22,11 +23,12 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
     processes.die_with_parent(worker.ppid)
     processes.default_signals()
     processes.release_signals()
-    assignment = master.assignments[worker.age]
+    assignment = master.workforce.assignments[worker.age]
     if assignment.slot is None:
+        time.sleep(assignment.backoff)
         leave(0)
     master.release()
-    boot = Boot(master.board, assignment.slot, master.slots.barrier, assignment.generation, master.settings)
+    boot = Boot(master.board, assignment.slot, master.workforce.slots.barrier, assignment.generation, master.settings)
     boot.begin(assignment.backoff)
     boot.load()
     _boot[:] = [boot]

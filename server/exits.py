@@ -44,5 +44,6 @@ def by_status(status: int, line: str) -> ExitError:
 
 def leave(error: ExitError) -> NoReturn:
     """Say why on standard error, in one line, and end with the error's status."""
-    print(f"warmfork: {error}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"warmfork: {error}\n")
+    sys.stderr.flush()
     sys.exit(error.status)

@@ -51,9 +51,9 @@ def fork_child(run: Callable[[], int]) -> int:
     """
     parent = os.getpid()
     pid = os.fork()
-    if pid:
-        return pid
-    _be_child(parent, run)
+    if not pid:
+        _be_child(parent, run)
+    return pid
 
 
 def _be_child(parent: int, run: Callable[[], int]) -> NoReturn:

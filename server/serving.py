@@ -27,6 +27,7 @@ class Serving:
         self.board = board
         self.slot = slot
         self.settings = settings
+        self.doing = board.slots["doing"]
         self.counters = Counters(board, slot)
         self.turnstile = Turnstile(settings.max_queue, settings.request_timeout)
         self.models: Mapping[str, Mapping[int, Model]] = {
@@ -42,7 +43,9 @@ class Serving:
             raise UnknownModelError(message)
         number = max(versions) if version is None else int(version) if version.isascii() and version.isdigit() else 0
         if number not in versions:
-            message = f"model {name!r} has no version {(version or '')[:16]!r}; served are {', '.join(map(str, sorted(versions)))}"
+            message = (
+                f"model {name!r} has no version {(version or '')[:16]!r}; served are {', '.join(map(str, sorted(versions)))}"
+            )
             raise UnknownModelError(message)
         return versions[number]
 
@@ -59,9 +62,11 @@ class Serving:
             prepared = model.prepare(inputs)
             queued = time.monotonic_ns()
             with self.turnstile.enter(received_ns):
+                self.doing[self.slot] = model.label  # should it crash, the master says where
                 started = time.monotonic_ns()
                 outputs = model.run(prepared)
                 ended = time.monotonic_ns()
+                self.doing[self.slot] = b""
             cold = prepared.shape not in self.warmed[model.key]
             self.counters.ran(model, prepared.shape, started - queued, ended - started, cold=cold)
             result = model.finish(prepared, outputs, inputs)

@@ -37,7 +37,7 @@ class Setting:
     meaning: str
 
 
-def _number(kind: type[int] | type[float], low: float, high: float) -> tuple[Callable[[str], Any], str]:
+def _number(kind: type[int | float], low: float, high: float) -> tuple[Callable[[str], Any], str]:
     bound = f"{low:g} to {high:g}"
 
     def parse(text: str) -> float:
@@ -127,7 +127,10 @@ class Settings:
         "intra-op threads of one worker", 1, 512, lambda s: max(cores() // s["workers"], 1), "cores ÷ workers, at least 1"
     )
     device: str = _text(
-        "where models run", "auto", _matching(r"auto|cpu|cuda|cuda:\d{1,3}", "cpu, cuda, cuda:N or auto"), "cpu, cuda, cuda:N, auto"
+        "where models run",
+        "auto",
+        _matching(r"auto|cpu|cuda|cuda:\d{1,3}", "cpu, cuda, cuda:N or auto"),
+        "cpu, cuda, cuda:N, auto",
     )
     boot_timeout: float = _float("the time a worker may take from fork to ready", 0.1, 86400, 300, "s")
     ready_quorum: int | None = _text(
@@ -141,9 +144,7 @@ class Settings:
     memory_headroom: float = _float("share of the memory limit that must stay free at the warmup peak", 0, 0.95, 0.2, "")
     log: str = _text("the form of the log", "text", _matching("text|json", "text or json"), "text, json")
     bind: str = _text("the workers: inference and the `/v2` health routes", "127.0.0.1:8000", _address, "host:port")
-    management_bind: str = _text(
-        "the management process: probes, metrics, status", "127.0.0.1:8001", _address, "host:port"
-    )
+    management_bind: str = _text("the management process: probes, metrics, status", "127.0.0.1:8001", _address, "host:port")
     workers_given: bool = False
     """Whether the environment says how many workers, so that memory may not say fewer."""
 

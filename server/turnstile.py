@@ -14,7 +14,7 @@ class Turnstile:
     """Lets one thread through. Two inferences at once on one core would each take twice as long."""
 
     def __init__(self, most: int, patience: float) -> None:
-        """`most`: how many may wait (`WARMFORK_MAX_QUEUE`); `patience`: seconds a request may take (`WARMFORK_REQUEST_TIMEOUT`)."""
+        """Let `most` wait (`WARMFORK_MAX_QUEUE`), for `patience` seconds from when they came (`WARMFORK_REQUEST_TIMEOUT`)."""
         self.most = most
         self.patience = patience
         self.lock = threading.Lock()

@@ -24,6 +24,9 @@ TYPES = {
     "BF16": TensorProto.BFLOAT16,
     "BYTES": TensorProto.STRING,
 }
+Tensors = dict[str, tuple[str, list[int | str | None]]]
+"""Name to datatype and shape."""
+
 BATCHED = "batch_sizes = [1, 2, 4, 8]\n"
 
 
@@ -41,7 +44,12 @@ def put(root: Path, name: str, model: onnx.ModelProto | None, toml: str = BATCHE
     return folder.parent
 
 
-def graph(nodes: list[onnx.NodeProto], inputs: dict[str, tuple[str, list[int | str | None]]], outputs: dict[str, tuple[str, list[int | str | None]]], weights: dict[str, np.ndarray] | None = None) -> onnx.ModelProto:  # noqa: E501
+def graph(
+    nodes: list[onnx.NodeProto],
+    inputs: Tensors,
+    outputs: Tensors,
+    weights: dict[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
     """An ONNX model of `nodes`; tensors are name to datatype and shape."""
     made = helper.make_graph(
         nodes,
@@ -69,7 +77,9 @@ def two() -> onnx.ModelProto:
 def dense(size: int = 64, layers: int = 1, seed: int = 0) -> onnx.ModelProto:
     """`layers` square matrix products of `size`: `y` is `x` times each; FP32 [batch, size]."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    weights = {f"w{layer}": generator.standard_normal((size, size), np.float32) / np.float32(size**0.5) for layer in range(layers)}
+    weights = {
+        f"w{layer}": generator.standard_normal((size, size), np.float32) / np.float32(size**0.5) for layer in range(layers)
+    }
     names = ["x", *(f"h{layer}" for layer in range(layers - 1)), "y"]
     nodes = [helper.make_node("MatMul", [names[layer], f"w{layer}"], [names[layer + 1]]) for layer in range(layers)]
     return graph(nodes, {"x": ("FP32", ["batch", size])}, {"y": ("FP32", ["batch", size])}, weights)
@@ -101,4 +111,124 @@ def zoo(root: Path) -> None:
     for datatype in TYPES:
         put(root, f"identity_{datatype.lower()}", identity(datatype))
     put(root, "two", two())
-    put(root, "raises", identity(), python="def preprocess(inputs):\n    if inputs['x'][0, 0] == 13: raise RuntimeError('/secret/path')\n    return inputs\n")  # noqa: E501
+    put(
+        root,
+        "raises",
+        identity(),
+        python="def preprocess(inputs):\n    if inputs['x'][0, 0] == 13: raise RuntimeError('/secret/path')\n    return inputs\n",
+    )
+
+
+_STAGES = '''
+import os, sys, time, ctypes, signal, threading
+import setproctitle
+
+_importer = os.getpid()
+with open(f"/proc/{os.getppid()}/cmdline", "rb") as _file:
+    _in_trial = b"warmfork: master" in _file.read()
+
+
+def stage():
+    if "worker" in setproctitle.getproctitle():
+        return "worker"
+    if os.getpid() == _importer:
+        return "trial" if _in_trial else "master"
+    if not _in_trial:
+        return "fork"
+    return "private" if os.getppid() == _importer else "live"
+
+
+def deadlock():
+    """Lock a mutex twice in one native call each, the GIL held: no signal handler of Python's ever runs."""
+    libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+def native_thread():
+    libc = ctypes.CDLL(None)
+    libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.pause, ctypes.c_void_p), None)
+'''
+
+
+def failing(stages: str, fault: str) -> str:
+    """A `model.py` that passes inputs on, but runs the statement `fault` in each of `stages`.
+
+    At its import: `trial`, `master`. In `preprocess`: `live` (the trial of the live session), `private` (the trial of the rungs
+    below), `fork` (the trial of what the master holds), `worker`.
+    """
+    here = f"if stage() in {stages.split()}: {fault}"
+    return f"{_STAGES}\n{here}\ndef preprocess(inputs):\n    {here}\n    return inputs\n"
+
+
+_GATED = '''
+import os, re, signal, sys, threading, time
+from pathlib import Path
+from setproctitle import getproctitle
+
+FOLDER = Path({folder!r})
+
+def pause(gate):
+    while gate.exists():
+        time.sleep(0.005)
+
+def at(place):
+    worker = re.match(r"warmfork: worker (\\d+)", getproctitle())
+    for gate in [FOLDER / place, *([FOLDER / (place + "-" + worker[1])] if worker else [])]:
+        try:
+            code = gate.read_text()
+        except FileNotFoundError:
+            continue
+        with (FOLDER / (gate.name + ".came")).open("a") as came:
+            came.write(str(os.getpid()) + "\\n")
+        exec(code, globals() | dict(gate=gate))
+
+def under(file):
+    frame = sys._getframe()
+    while frame and not frame.f_code.co_filename.endswith(file):
+        frame = frame.f_back
+    return frame is not None
+
+at("trial" if under("server/warmup/trial.py") else "load")
+
+def preprocess(inputs):
+    if getproctitle().startswith("warmfork: worker"):
+        if under("server/warmup/warm.py"):
+            at("warming")
+        elif under("server/warmup/proof.py"):
+            at("proving")
+        elif inputs["x"][0, 0] == 13:
+            at("request")
+        elif under("server/api/infer.py"):
+            at("rehearsal")
+    return inputs
+'''
+
+
+class Gated:
+    """The model `gated`, an identity whose Python does at a gate what it is told to.
+
+    Gates are `trial` (its import in the trial), `load` (in the master), `warming`, `proving`, `rehearsal` and `request` (inputs that
+    begin with 13) in a worker; `warming-1` is the gate of the worker in slot 1. A gate is a file with Python in it: no file, no gate.
+    """
+
+    def __init__(self, root: Path, *, name: str = "gated") -> None:
+        """Write the model into the repository `root`, all gates open."""
+        self.folder = root / ".gates"
+        self.folder.mkdir(exist_ok=True)
+        put(root, name, identity(), "batch_sizes = [1, 2]\n", _GATED.format(folder=str(self.folder)))
+
+    def close(self, place: str, code: str = "pause(gate)") -> None:
+        """From now on, whoever comes to `place` runs `code`; as it stands, that waits until the gate opens."""
+        new = self.folder / f"{place}.new"
+        new.write_text(code, encoding="utf-8")
+        new.rename(self.folder / place)
+
+    def open(self, place: str) -> None:
+        """Let everybody through."""
+        (self.folder / place).unlink()
+
+    def came(self, place: str) -> list[int]:
+        """The pids that have come to a closed gate so far, in order."""
+        file = self.folder / f"{place}.came"
+        return [int(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []

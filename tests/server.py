@@ -1,4 +1,4 @@
-"""A real server for tests: gunicorn with our configuration, on ports from the kernel, its log kept, and shown clean at its end."""
+"""A real server for tests: gunicorn with our configuration, ports from the kernel, its log kept, shown clean at its end."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PATIENCE = 60.0
 class Server:
     """`with Server(models) as server:` is a ready server; at the end it is stopped by TERM and shown clean.
 
-    `clean` fails the test on a process that is left, a wrong exit status, or a line of level ERROR or above that was not announced by
-    `expect`.
+    `clean` fails the test on a process that is left, a wrong exit status, or a line of level ERROR or above that was not
+    announced by `expect`.
     """
 
     def __init__(self, models: Path, *arguments: str, ready: bool = True, **settings: object) -> None:
@@ -35,7 +35,14 @@ class Server:
         self.models = models
         self.arguments = arguments
         self.wait_for_ready = ready
-        given = {"models": models, "workers": 1, "threads": 1, "bind": "127.0.0.1:0", "management_bind": "127.0.0.1:0", **settings}
+        given = {
+            "models": models,
+            "workers": 1,
+            "threads": 1,
+            "bind": "127.0.0.1:0",
+            "management_bind": "127.0.0.1:0",
+            **settings,
+        }
         self.settings = {f"WARMFORK_{name.upper()}": str(value) for name, value in given.items()}
         self.lines: list[str] = []
         self.expected: list[str] = []
@@ -75,7 +82,7 @@ class Server:
         """Stop and be shown clean; after a failure just end."""
         if kind is not None:
             self.kill()
-            print("".join(self.lines), file=sys.stderr)
+            sys.stderr.write(self.log)
             return
         if self.process.poll() is None:
             self.stop()
@@ -283,3 +290,41 @@ class Server:
                 continue
         self.process.wait()
         self.reader.join(10)
+
+
+class Repeat:
+    """`with Repeat(call) as repeat:` calls again and again until its end, from `threads` threads, `pause` seconds apart.
+
+    `results` are what `call` gave or raised, each after the time of the monotonic clock at which the call began, and before the
+    seconds it took.
+    """
+
+    def __init__(self, call: Callable[[], object], threads: int = 1, pause: float = 0.0) -> None:
+        """Prepare to call `call`."""
+        self.call = call
+        self.pause = pause
+        self.results: list[tuple[float, Any, float]] = []
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._repeat) for _ in range(threads)]
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Finish the calls at hand."""
+        self.stopped.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _repeat(self) -> None:
+        while not self.stopped.is_set():
+            began = time.monotonic()
+            try:
+                result = self.call()
+            except Exception as error:  # noqa: BLE001 - what went wrong is a result as well
+                result = error
+            self.results.append((began, result, time.monotonic() - began))
+            self.stopped.wait(self.pause)

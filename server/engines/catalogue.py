@@ -1,4 +1,4 @@
-"""Which engine runs which file. An engine is imported when its first model is met, so that nobody pays for one that is not used."""
+"""Which engine runs which file. Each is imported when its first model is met, so that nobody pays for one that is not used."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Session(Protocol):
     outputs: tuple[TensorSpec, ...]
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Run once; every output by name. Raises `MemoryError` where memory ran out, `BadInputError` where the input is at fault."""
+        """Run once; every output by name. Raises `MemoryError` where memory ran out, `BadInputError` for a bad input."""
 
 
 class Engine(Protocol):
@@ -38,7 +38,7 @@ class Engine(Protocol):
     """What the protocol's metadata calls it."""
 
     def check(self, path: Path) -> None:
-        """Raise `ConfigurationError` naming the file and the check unless `path` is such a model and reads nothing outside its folder.
+        """Raise `ConfigurationError` naming the file and the check unless `path` is such a model, inside its folder alone.
 
         Called in a throw-away child alone: it may take memory.
         """

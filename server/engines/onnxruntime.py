@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from server.engines.engine import Rung
-from server.exits import ConfigurationError
+from server.exits import ConfigurationError, ExitError
 from server.refusals import BadInputError
 from server.tensors import ANY, Array, Tensors, TensorSpec
 
@@ -57,7 +57,7 @@ class OnnxSession:
         try:
             given = self._run_values(feed) if self.bfloat16 else self.session.run(self.names, feed)
         except Exception as error:
-            if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+            if _no_memory(error):
                 raise MemoryError(str(error)) from error
             raise
         return {spec.name: _bytes(array, spec) for spec, array in zip(self.outputs, given, strict=True)}
@@ -108,9 +108,11 @@ class OnnxRuntime:
         options.log_severity_level = 3
         try:
             return OnnxSession(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]), path)
-        except ConfigurationError:
+        except (ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
             raise
         except Exception as error:
+            if _no_memory(error):
+                raise MemoryError(str(error)) from error
             message = f"{path}: onnxruntime refuses it: {_line(error)}"
             raise ConfigurationError(message) from error
 
@@ -124,6 +126,8 @@ def _external(path: Path) -> list[str]:
 
     try:
         model = onnx.load(path, load_external_data=False)
+    except (ExitError, MemoryError):
+        raise
     except Exception as error:
         message = f"{path}: not an ONNX model: {_line(error)}"
         raise ConfigurationError(message) from error
@@ -199,6 +203,11 @@ def _array(value: Any) -> Array:
         return array
     raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
     return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())
+
+
+def _no_memory(error: Exception) -> bool:
+    """Whether memory ran out, which onnxruntime has no exception of its own for."""
+    return "bad_alloc" in str(error) or "Failed to allocate memory" in str(error)
 
 
 def _line(error: Exception) -> str:

@@ -1,5 +1,7 @@
-"""Make a generation: trial, load, survival. Each step that may hang or crash happens in a child first, and none blocks the master
-longer than the load that the trial has timed."""
+"""Make a generation: trial, load, survival.
+
+Each step that may hang or crash happens in a child first. None but the load, which the trial has timed, blocks the master.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,17 @@ from types import FrameType
 
 from server.engines.catalogue import engine_for
 from server.engines.engine import Rung
-from server.exits import ConfigurationError, ModelError
+from server.exits import ConfigurationError, ModelError, ResourceError
 from server.innocence import innocent
 from server.models import operator, repository
 from server.models.finding import Finding
 from server.models.generation import Generation
 from server.models.holding import Holding
-from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
 from server.settings import Settings
 from server.states import Phase
-from server.warmup.child import Doing, ThrowAwayChild
+from server.warmup.child import Doing
 from server.warmup.trial import survival, trial
 
 NATIVE_GRACE = 5.0
@@ -65,6 +66,7 @@ class Build:
         findings = self.child.verdict()
         if self.loaded:
             return True
+        gc.unfreeze()  # what was frozen before may be of a generation that has gone since
         for files, finding in zip(self.files, findings, strict=True):
             self.generation.holdings.append(self._load(files, finding))
         gc.collect()
@@ -79,15 +81,17 @@ class Build:
         self.child.close()
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
-        self.say(Phase.LOADING, f"model {files.key}: loading in the master")
+        where = f"model {files.key}: loading in the master"
+        self.say(Phase.LOADING, where)
         self._same(files)
-        python, session = OperatorPython(), None
-        with innocent(f"model {files.key}: loading in the master"), _deadline(files, self.settings.boot_timeout):
-            python = operator.load(files)
-            if finding.rung == Rung.LIVE:
-                session = engine_for(files.path).load(files.path, 1)
-            else:
-                engine_for(files.path)  # its import is shared, if not its session
+        try:
+            with innocent(where), _deadline(files, self.settings.boot_timeout):
+                python = operator.load(files)
+                engine = engine_for(files.path)  # its import is shared, if not its session
+                session = engine.load(files.path, 1) if finding.rung == Rung.LIVE else None
+        except MemoryError:
+            message = f"{where}: memory ran out"
+            raise ResourceError(message) from None
         self._same(files)
         return Holding(
             files=files,
@@ -117,7 +121,7 @@ def _stamp(files: ModelFiles) -> Stamp:
 
 @contextmanager
 def _deadline(files: ModelFiles, seconds: float) -> Iterator[None]:
-    """Bound a load in the master, which a child has already done in less: by an exception, and by an end with stacks where no Python runs."""
+    """Bound a load that a child has already done in less: by an exception, and where no Python runs by an end with stacks."""
 
     def late(_number: int, _frame: FrameType | None) -> None:
         faulthandler.dump_traceback(all_threads=True)

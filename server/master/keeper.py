@@ -32,7 +32,7 @@ class Keeper:
     def start(self) -> None:
         """Start the process by fork and exec: it has no model, no engine, no weights."""
         descriptors = (self.board.fd, self.socket.fileno())
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # noqa: S603 - every word of it is ours
             [
                 sys.executable,
                 "-m",

@@ -56,6 +56,11 @@ class Slots:
         self.board.move(index, Event.REAP)
         return state
 
+    def wake(self, generation: int) -> None:
+        """Have a generation's workers look at the page again."""
+        for index in self.of(generation):
+            self.barrier.wake(index)
+
     def of(self, generation: int) -> Iterator[int]:
         """The slots that a generation's workers hold."""
         for index in range(len(self.board.slots)):

@@ -17,6 +17,7 @@ class Words:
         self.board = board
         self.doing = ""
         self.reasons: list[str] = []
+        self.missing = ""
         self.generations: dict[int, Generation] = {}
 
     def say(self, doing: str) -> None:
@@ -24,13 +25,19 @@ class Words:
         self.doing = doing
         self.publish()
 
+    def complain(self, reason: str) -> None:
+        """Say why workers are missing; empty when they no longer are. Why a reload was refused stays until the next one."""
+        self.missing = reason
+        self.publish()
+
     def publish(self) -> None:
         """Put all on the page."""
         generations = {number: _notices(generation) for number, generation in self.generations.items()}
-        publish(self.board, Notice(generations=generations, doing=self.doing, reasons=self.reasons))
+        reasons = [*self.reasons, self.missing] if self.missing else self.reasons
+        publish(self.board, Notice(generations=generations, doing=self.doing, reasons=reasons))
 
     def index(self, key: str) -> int:
-        """Where the counters of a model stand, the same while the master lives; raises `ConfigurationError` when all are taken."""
+        """Where a model's counters stand as long as the master lives; raises `ConfigurationError` when all are taken."""
         known = self.board.model_index(key)
         if known is not None:
             return known
@@ -39,14 +46,16 @@ class Words:
             if not names[index]:
                 names[index] = key.encode()
                 return index
-        message = f"model {key}: counters are kept for {MAX_MODELS} models since the master started, all are taken; USR2 starts afresh"
+        message = f"model {key}: there are counters for {MAX_MODELS} models in the life of a master, all are taken"
         raise ConfigurationError(message)
 
     def remembered(self) -> dict[str, tuple[Shape, ...]]:
         """The shapes that each model met cold, the newest that the page has room for."""
         found: dict[str, tuple[Shape, ...]] = {}
         for index, name in enumerate(self.board.header["names"][0]):
-            rows = self.board.slots["models"]["cold_shapes"][:, index].reshape(-1, self.board.slots["models"]["cold_shapes"].shape[-1])
+            rows = self.board.slots["models"]["cold_shapes"][:, index].reshape(
+                -1, self.board.slots["models"]["cold_shapes"].shape[-1]
+            )
             shapes = {tuple(int(length) for length in row if length) for row in rows if row.any()}
             if name and shapes:
                 found[name.decode()] = tuple(sorted(shapes))

@@ -29,7 +29,7 @@ class Holding:
     remembered: tuple[Shape, ...] = ()
 
     def open(self, threads: int) -> Model:
-        """The model as a process serves it: around the session inherited from the master, or one of its own with `threads` threads."""
+        """The model as a process serves it: around the master's session, or one of its own with `threads` threads."""
         session = self.session or engine_for(self.files.path).load(self.files.path, threads)
         return Model(
             files=self.files,

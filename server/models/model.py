@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from server.engines.engine import Rung, Session
 from server.exits import ConfigurationError
@@ -81,6 +82,11 @@ class Model:
         """`name/version`."""
         return self.files.key
 
+    @cached_property
+    def label(self) -> bytes:
+        """The key as the scoreboard holds it."""
+        return f"model {self.key}".encode()
+
     def shapes(self) -> list[Shape]:
         """Every shape that is warmed before this model is served."""
         return self.plan.shapes(self.remembered)
@@ -140,5 +146,3 @@ def _expect(specs: tuple[TensorSpec, ...], given: Mapping[str, Array], hook: str
             came = "nothing" if array is None else f"{array.dtype} with {array.ndim} axes"
             message = f"{hook} must give {spec.name!r} as {spec.datatype} with {len(spec.shape)} axes, gave {came}"
             raise ModelFailedError(message)
-
-

@@ -1,6 +1,6 @@
 """The operator's own Python beside a model: what comes before and after it.
 
-The repository is the operator's and trusted; it runs first in a throw-away child all the same, since it may hang or start a thread.
+The repository is the operator's and trusted. Its Python runs in a throw-away child first all the same: it may hang.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from server.exits import ConfigurationError
+from server.exits import ConfigurationError, ExitError
 from server.models.repository import ModelFiles
 from server.tensors import Array
 
@@ -21,7 +21,7 @@ Postprocess = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
 
 @dataclass(frozen=True, slots=True)
 class OperatorPython:
-    """`preprocess(inputs)` gives the model's inputs; `postprocess(outputs, inputs)` gives what clients get. Either may be absent."""
+    """`preprocess(inputs)` gives the model's inputs, `postprocess(outputs, inputs)` what clients get. Either may be absent."""
 
     preprocess: Preprocess | None = None
     postprocess: Postprocess | None = None
@@ -46,8 +46,9 @@ def load(files: ModelFiles) -> OperatorPython:
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the repository may be read-only, and is not ours
     try:
         spec.loader.exec_module(module)
+    except (ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
+        raise
     except Exception as error:
-        del sys.modules[name]
         message = f"{path}: {type(error).__name__}: {error}"
         raise ConfigurationError(message) from error
     finally:

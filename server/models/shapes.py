@@ -108,9 +108,7 @@ class Plan:
 
 
 def _grow(array: Array, spec: TensorSpec, lengths: Mapping[str, int]) -> Array:
-    target = tuple(
-        lengths[axis] if axis else length for axis, length in zip(spec.axes, array.shape, strict=True)
-    )
+    target = tuple(lengths[axis] if axis else length for axis, length in zip(spec.axes, array.shape, strict=True))
     if array.shape == target:
         return array
     grown = np.full(target, b"", object) if array.dtype == object else np.zeros(target, array.dtype)

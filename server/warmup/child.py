@@ -138,7 +138,7 @@ class ThrowAwayChild:
 
     def _error(self) -> ExitError | None:
         if self.failed:
-            line = self.failed.line
+            line = self.failed.line or f"{self.name}: memory ran out at {self.doing}"
             return UnshareableError(line) if self.failed.unshareable else by_status(self.failed.status, line)
         if self.done:
             return None
@@ -163,7 +163,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
     try:
         work(say)
     except MemoryError:
-        say(Failed(ResourceError.status, "memory ran out"))
+        say(Failed(ResourceError.status, ""))
     except ExitError as error:
         say(Failed(error.status, str(error), isinstance(error, UnshareableError)))
     else:

@@ -44,7 +44,7 @@ def rows_differ(model: Model) -> str:
     """Say how a row alone differs from the same row in the largest batch; empty if none does."""
     largest = model.plan.lengths[BATCH][-1]
     rest = tuple(model.plan.lengths.get(axis, (1,))[0] for axis in model.plan.axes[1:])
-    # Made-up rows differ from one another, golden ones may not; where the operator's Python reads them, only golden ones are sure to fit.
+    # Made-up rows differ from one another, golden ones may not; but the operator's Python is only sure to take golden ones.
     make = samples.inputs if model.python.preprocess else samples.made_up
     batch = make(model, (largest, *rest))
     together = model.infer(batch)

@@ -1,6 +1,6 @@
 """A short load of our own through the whole way: the connection's code, the parser, the WSGI app, the codec, the model.
 
-All of these are cold in a new process too: a model warmed alone answers its first HTTP request several times slower than the next.
+All of these are cold in a new process too: a model warmed alone answers its first HTTP request far more slowly than the next.
 """
 
 from __future__ import annotations
@@ -75,10 +75,14 @@ def request(model: Model, inputs: Tensors, *, binary: bool) -> bytes:
     length = f"Inference-Header-Content-Length: {len(head)}\r\n" if binary else ""
     kind = "application/octet-stream" if binary else "application/json"
     return (
-        f"POST /v2/models/{model.name}/versions/{model.version}/infer HTTP/1.1\r\n"
-        f"Host: warmfork\r\nUser-Agent: warmfork-rehearsal\r\nContent-Type: {kind}\r\n{length}"
-        f"Content-Length: {len(head) + len(tail)}\r\n\r\n"
-    ).encode() + head + tail
+        (
+            f"POST /v2/models/{model.name}/versions/{model.version}/infer HTTP/1.1\r\n"
+            f"Host: warmfork\r\nUser-Agent: warmfork-rehearsal\r\nContent-Type: {kind}\r\n{length}"
+            f"Content-Length: {len(head) + len(tail)}\r\n\r\n"
+        ).encode()
+        + head
+        + tail
+    )
 
 
 def _inputs(model: Model) -> Iterator[tuple[Shape, dict[str, Array]]]:

@@ -82,10 +82,10 @@ class _Attempt:
         self.say = say
 
     def on(self, rung: Rung, why: str) -> Finding:
-        """Try one rung in a child of its own; raises `UnshareableError` if it does not hold, `ExitError` if the model is at fault."""
+        """Try one rung in a child; raises `UnshareableError` if it does not hold, `ExitError` if the model is at fault."""
         seconds = _ATTEMPT * self.settings.boot_timeout
-        child = ThrowAwayChild(f"model {self.files.key} ({rung})", lambda say: self._load(rung, why, say), seconds, self.say)
-        return child.run()[0]
+        name = f"model {self.files.key} ({rung})"
+        return ThrowAwayChild(name, lambda say: self._load(rung, why, say), seconds, self.say).run()[0]
 
     def _load(self, rung: Rung, why: str, say: Say) -> None:
         say(Doing(f"model {self.files.key}: loading"))

@@ -50,9 +50,13 @@ def check(specs: tuple[TensorSpec, ...], outputs: Tensors, where: str) -> None:
         if array is None:
             message = f"{where}: output {spec.name!r} is missing"
             raise ModelError(message)
-        fixed = tuple(length if axis is None else came for length, axis, came in zip(spec.shape, spec.axes, array.shape, strict=False))
+        fixed = tuple(
+            length if axis is None else came for length, axis, came in zip(spec.shape, spec.axes, array.shape, strict=False)
+        )
         if array.dtype != spec.dtype or array.shape != fixed:
-            message = f"{where}: output {spec.name!r} must be {spec.datatype} {list(spec.shape)}, is {array.dtype} {list(array.shape)}"
+            message = (
+                f"{where}: output {spec.name!r} must be {spec.datatype} {list(spec.shape)}, is {array.dtype} {list(array.shape)}"
+            )
             raise ModelError(message)
         if spec.datatype in FLOATS and np.isnan(array.astype(np.float32, copy=False)).any():
             message = f"{where}: output {spec.name!r} has a NaN"

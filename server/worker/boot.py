@@ -148,7 +148,7 @@ class Boot:
             self.fail(error)
         except MemoryError:
             self.fail(ResourceError(f"worker {self.slot}: memory ran out at {self.doing()}"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process must say it and end
             _log.exception("worker %d failed at %s", self.slot, self.doing())
             self.fail(ModelError(f"worker {self.slot}: {type(error).__name__} at {self.doing()}: {error}"))
 
@@ -173,5 +173,3 @@ def leave(status: int) -> NoReturn:
 def deadline_in(seconds: float) -> int:
     """A deadline so many seconds from now, for `State.ACTIVE`."""
     return now_ms() + int(seconds * 1000)
-
-

@@ -1,5 +1,7 @@
-"""gunicorn's `gthread` worker, which also renews its deadline on the page, leaves when the master says so, and can be talked to
-before it has a client."""
+"""A worker of gunicorn's kind `gthread` that the rest of the server can see.
+
+It renews its deadline on the page, leaves when the master says so, and can be talked to before it has a client.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class ThreadWorker(GunicornThreadWorker):
             served.board.move(served.slot, Event.LEAVE)
             super().handle_exit(0, None)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
         """Leave, but finish the drain first if a TERM reached the whole process group: the master says when."""
         if not self.asked_ns:
             self.asked_ns = time.monotonic_ns()
