@@ -9,7 +9,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 
 from hooks import signals
-from server.exits import ConfigurationError, ExitError, ResourceError, leave
+from server.exits import AskedToStopError, ConfigurationError, ExitError, ResourceError, leave
 from server.master.keeper import bound
 from server.master.master import Master
 from server.settings import Settings
@@ -51,7 +51,7 @@ def when_ready(arbiter: Arbiter) -> None:
             master.first(arbiter)
     except ExitError as error:
         _abandon(arbiter, error)
-    except SystemExit:
+    except AskedToStopError:
         _close(arbiter)
         raise
     signals.install(arbiter, master)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from gunicorn.arbiter import Arbiter
 
+from server.exits import AskedToStopError
 from server.master.master import Master
 from server.processes import hold_signals, release_signals
 
@@ -43,7 +43,7 @@ def end_at_once() -> Iterator[None]:
     """While models load, gunicorn's loop does not run yet: TERM, INT and QUIT end the start there and then, with status 0."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(0)
+        raise AskedToStopError(0)
 
     kept = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
     try:

@@ -34,6 +34,10 @@ class ResourceError(ExitError):
     status = 75
 
 
+class AskedToStopError(SystemExit):
+    """A signal asked the master to stop while it loads: status 0, and not the `SystemExit` of some model's Python."""
+
+
 def by_status(status: int, line: str) -> ExitError:
     """The exception that a process which ended with `status` would have raised."""
     for kind in (ConfigurationError, ResourceError):

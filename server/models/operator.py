@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
-from server.exits import ConfigurationError, ExitError
+from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.models.repository import ModelFiles
 from server.tensors import Array
 
@@ -46,9 +46,9 @@ def load(files: ModelFiles) -> OperatorPython:
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the repository may be read-only, and is not ours
     try:
         spec.loader.exec_module(module)
-    except (ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
+    except (AskedToStopError, ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{path}: {type(error).__name__}: {error}"
         raise ConfigurationError(message) from error
     finally:

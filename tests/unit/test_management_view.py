@@ -173,13 +173,14 @@ def test_a_notice_is_whole_while_it_is_written() -> None:
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        found = [notice.read(board) for _ in range(2000)]
+        found: list[Notice] = []
+        while len({each.doing for each in found}) < 20:
+            found.append(notice.read(board))
     finally:
         stop.set()
         writer.join()
 
     assert all(each.reasons == [each.doing * (int(each.doing) % 500)] for each in found if each.doing)
-    assert len({each.doing for each in found}) > 1
 
 
 def test_a_notice_that_was_never_finished_is_not_seen(view: View) -> None:
