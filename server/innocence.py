@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +13,17 @@ from server.exits import UnshareableError
 from server.processes import tasks
 
 
+ENDING_SECONDS = 1.0
+"""How long a thread that has ended may still be seen: the kernel shows it until after whoever joined it goes on."""
+
+
 def guilt() -> str:
     """Say what makes this process unfit to fork, naming the culprit where it can be named; empty if nothing does."""
-    strays = {task: name for task, name in tasks().items() if task != os.getpid()}
+    strays = _strays()
+    end = time.monotonic() + ENDING_SECONDS
+    while strays and time.monotonic() < end:
+        time.sleep(0.01)
+        strays = _strays()
     if strays:
         known = {thread.native_id: f"Python thread {thread.name!r}" for thread in threading.enumerate()}
         named = ", ".join(known.get(task, f"native thread {name!r}") for task, name in strays.items())
@@ -33,6 +42,10 @@ def innocent(culprit: str) -> Iterator[None]:
     if found:
         message = f"{culprit} left {found} in the process that forks the workers; no child would survive that"
         raise UnshareableError(message)
+
+
+def _strays() -> dict[int, str]:
+    return {task: name for task, name in tasks().items() if task != os.getpid()}
 
 
 def _open_files() -> Iterator[str]:

@@ -184,6 +184,7 @@ class Master:
     def stop(self) -> None:
         """Say that the server is going away: a TERM to a worker now means leave."""
         self.board.enter(Phase.STOPPING)
+        self.turn(self.settings.request_timeout)  # gunicorn's loop does not turn while it waits for its workers
         self.succession.close()
 
     def watch(self, arbiter: Arbiter) -> dict[int, signal.Signals | int]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
+from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
@@ -154,6 +155,7 @@ class ThrowAwayChild:
 
 
 def _child(write: int, work: Callable[[Say], None]) -> int:
+    setproctitle("warmfork: trial")
     faulthandler.enable(all_threads=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
