@@ -7,7 +7,7 @@ import threading
 import time
 
 from server.models.model import Model
-from server.models.shapes import BATCH, Shape
+from server.models.shapes import Shape
 from server.scoreboard import BUCKETS, COLD_SHAPES, Scoreboard
 
 
@@ -26,8 +26,7 @@ class Counters:
         if not self.on:
             return
         row = self.slot["models"][model.index]
-        lengths = dict(zip(model.plan.axes, shape, strict=True))
-        size = lengths.get(BATCH, 1)
+        size = model.plan.rows(shape)
         with self.lock:
             row["batches"] += 1
             row["rows"] += size

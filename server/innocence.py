@@ -12,7 +12,6 @@ from pathlib import Path
 from server.exits import UnshareableError
 from server.processes import tasks
 
-
 ENDING_SECONDS = 1.0
 """How long a thread that has ended may still be seen: the kernel shows it until after whoever joined it goes on."""
 

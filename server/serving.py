@@ -41,13 +41,13 @@ class Serving:
         if versions is None:
             message = f"no model {name[:64]!r}; served are {', '.join(sorted(self.models))}"
             raise UnknownModelError(message)
-        number = max(versions) if version is None else int(version) if version.isascii() and version.isdigit() else 0
-        if number not in versions:
-            message = (
-                f"model {name!r} has no version {(version or '')[:16]!r}; served are {', '.join(map(str, sorted(versions)))}"
-            )
-            raise UnknownModelError(message)
-        return versions[number]
+        if version is None:
+            return versions[max(versions)]
+        for number, model in versions.items():
+            if str(number) == version:
+                return model
+        message = f"model {name!r} has no version {version[:64]!r}; served are {', '.join(map(str, sorted(versions)))}"
+        raise UnknownModelError(message)
 
     def infer(self, model: Model, inputs: Tensors, received_ns: int | None = None) -> dict[str, Array]:
         """Run one request that was received at `received_ns` of the monotonic clock; all outputs by name.
@@ -64,9 +64,11 @@ class Serving:
             with self.turnstile.enter(received_ns):
                 self.doing[self.slot] = model.label  # should it crash, the master says where
                 started = time.monotonic_ns()
-                outputs = model.run(prepared)
+                try:
+                    outputs = model.run(prepared)
+                finally:
+                    self.doing[self.slot] = b""
                 ended = time.monotonic_ns()
-                self.doing[self.slot] = b""
             cold = prepared.shape not in self.warmed[model.key]
             self.counters.ran(model, prepared.shape, started - queued, ended - started, cold=cold)
             result = model.finish(prepared, outputs, inputs)

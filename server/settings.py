@@ -38,7 +38,7 @@ class Setting:
 
 
 def _number(kind: type[int | float], low: float, high: float) -> tuple[Callable[[str], Any], str]:
-    bound = f"{low:g} to {high:g}"
+    bound = f"{low:g} to {high:g}" if kind is float else f"{low} to {high}"
 
     def parse(text: str) -> float:
         try:
@@ -116,11 +116,15 @@ class Settings:
         "workers that take traffic",
         1,
         512,
-        lambda _: cores(),
+        lambda _: min(cores(), 512),
         "one per core (affinity and cgroup quota counted), fewer if memory says so",
     )
     max_workers: int = _integer(
-        "the most that TTIN may make; one more is refused in the log", 1, 2048, lambda s: 4 * s["workers"], "4 × workers"
+        "the most that TTIN may make; one more is refused in the log",
+        1,
+        2048,
+        lambda s: min(4 * s["workers"], 2048),
+        "4 × workers",
     )
     standby: int = _integer("warmed workers held back: the warm pool", 0, 512, lambda _: 0, "0")
     threads: int = _integer(
@@ -156,6 +160,8 @@ class Settings:
         contradict each other; the line has the setting, the value and the bound.
         """
         table = rows()
+        # A line break in a value must not make two lines of ours.
+        environ = {name: text if text.isprintable() else repr(text) for name, text in environ.items()}
         given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(name)}
         for name, text in given.items():
             if name not in table:

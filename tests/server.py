@@ -262,14 +262,45 @@ class Server:
             time.sleep(0.01)
         ended = self.process.poll()
         assert ended is not None, f"still running after {timeout:g} s:\n{self.log}"
-        self.wait(lambda: not self._left(), "all processes to end", 5)
+        self.wait(lambda: not self.left(), "all processes to end", 5)
         self.reader.join(10)
         assert status in (None, ended), f"exit status {ended}, not {status}:\n{self.log}"
-        loud = [line for line in self.lines if re.search(r"\[(ERROR|CRITICAL)\]|Traceback", line)]
+        loud = [line for line in self.lines if re.search(r"\[(ERROR|CRITICAL)\]|\"level\": \"(ERROR|CRITICAL)\"|Traceback", line)]
         unexpected = [line for line in loud if not any(re.search(pattern, line) for pattern in self.expected)]
         assert not unexpected, f"unexpected in the log: {unexpected}\n{self.log}"
 
-    def _left(self) -> list[int]:
+    def ends(self, status: int, line: str, *others: str) -> None:
+        """Start, and wait for an end of the server's own making: one error line matches `line`; `others` may come besides."""
+        self.expect(line, "Shutting down: Master$", r"Worker \(pid:\d+\) (exited with code|was sent)", *others)
+        self.start().clean(status)
+        said = re.findall(rf"\[(?:ERROR|CRITICAL)\] (?:Reason: )?{line}", self.log)
+        assert len(said) == 1, f"{line!r} {len(said)} times, not once, in:\n{self.log}"
+
+    def reload(self, refused: str = "") -> None:
+        """Send HUP and wait until the new generation is open, or is refused for a reason that `refused` matches.
+
+        What serves must be ready all the while; after a refusal it must be the same processes, and /status and the log say why.
+        """
+        before, serving = self.status(), {worker["pid"] for worker in self.wait_state("active")}
+        self.expect(refused or "^$", r"Worker \(pid:\d+\) (exited with code|was sent)")
+        self.send(signal.SIGHUP)
+
+        def over() -> bool:
+            assert self.probe("/readyz")[0] == 200
+            now = self.status()
+            opened = now["generation"] > before["generation"] and not now["building"]
+            assert not (refused and opened), f"opened, {refused!r} should refuse it:\n{self.log}"
+            return bool(re.search(refused, " ".join(now["reasons"]))) if refused else opened
+
+        self.wait(over, refused or "the next generation")
+        if refused:
+            self.wait_log(rf"\[ERROR\] generation \d+ was refused: {refused}", 5)
+            assert serving == {worker["pid"] for worker in self.wait_state("active")}
+        else:
+            assert self.status()["reasons"] == []
+
+    def left(self) -> list[int]:
+        """The pids of those seen by `processes` that still run."""
         left = []
         for pid, created in self.family.items():
             try:
@@ -283,7 +314,7 @@ class Server:
     def kill(self) -> None:
         """End everything at once, without looking."""
         self.processes()
-        for pid in [self.process.pid, *self._left()]:
+        for pid in [self.process.pid, *self.left()]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -7,8 +7,7 @@ from functools import partial
 import falcon
 import msgspec
 
-from server.api.lookup import find
-from server.management.children import alive
+from server.processes import alive
 from server.readiness import verdict
 from server.serving import Serving
 
@@ -36,7 +35,7 @@ class Health:
 
     def on_get_model(self, _req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer 200 for a model that is served: none is served before it is warm."""
-        model = find(self._served, name, version)
+        model = self._served.find(name, version)
         resp.data = msgspec.json.encode({"name": model.name, "ready": True})
 
     on_head_live = on_get_live

@@ -9,7 +9,6 @@ from typing import Any
 import falcon
 
 from server.api import body, inputs, response
-from server.api.lookup import find
 from server.api.request import parse
 from server.api.response import Wanted
 from server.models.model import Model
@@ -33,7 +32,7 @@ class Infer:
         received_ns = time.monotonic_ns()
         model = None
         try:
-            model = find(self._served, name, version)
+            model = self._served.find(name, version)
             self._answer(req, resp, model, received_ns)
         except Exception:
             self._served.refused(model, received_ns)

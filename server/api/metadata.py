@@ -8,7 +8,6 @@ import falcon
 import msgspec
 
 import server
-from server.api.lookup import find
 from server.serving import Serving
 from server.tensors import TensorSpec
 
@@ -28,7 +27,7 @@ class Metadata:
 
     def on_get_model(self, _req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer with the model's tensors and all its versions that are served."""
-        model = find(self._served, name, version)
+        model = self._served.find(name, version)
         answer = {
             "name": model.name,
             "versions": [str(number) for number in sorted(self._served.models[model.name])],

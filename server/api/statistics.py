@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import falcon
 import msgspec
 
-from server.api.lookup import find
 from server.models.model import Model
 from server.scoreboard import Records, Scoreboard
 from server.serving import Serving
@@ -30,7 +29,7 @@ class Statistics:
 
     def on_get_model(self, _req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer for the version named, or for every version if none is."""
-        model = find(self._served, name, version)
+        model = self._served.find(name, version)
         versions = self._served.models[name]
         self._answer(resp, [model] if version else (versions[number] for number in sorted(versions)))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from server import notice, readiness
-from server.management.children import alive
 from server.management.memory import MemoryReader
 from server.notice import Notice
+from server.processes import alive
 from server.readiness import Verdict
 from server.scoreboard import SLOT, Scoreboard, Snapshot, now_ms
 

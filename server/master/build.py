@@ -24,7 +24,7 @@ from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
 from server.settings import Settings
 from server.states import Phase
-from server.warmup.child import Doing
+from server.warmup.messages import Doing
 from server.warmup.trial import survival, trial
 
 NATIVE_GRACE = 5.0

@@ -32,9 +32,11 @@ def workers(settings: Settings, findings: Sequence[Finding]) -> int:
         f"a worker takes {each >> 20} MiB, {max(room, 0) >> 20} MiB are left of {limit >> 20} MiB "
         f"with WARMFORK_MEMORY_HEADROOM={settings.memory_headroom:g}"
     )
-    if settings.workers_given or fitting < settings.ready_min:
-        wanted = settings.workers + settings.standby if settings.workers_given else settings.ready_min + settings.standby
-        message = f"no memory for {wanted} workers: {sums}"
+    fewest = (
+        settings.workers if settings.workers_given else max(settings.ready_min, (settings.ready_quorum or 1) - settings.standby)
+    )
+    if fitting < fewest:
+        message = f"no memory for {fewest + settings.standby} workers: {sums}"
         raise ResourceError(message)
     _log.warning("Starting %d workers and not %d: %s", fitting, settings.workers, sums)
     return fitting

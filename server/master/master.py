@@ -188,7 +188,9 @@ class Master:
         self.succession.close()
 
     def watch(self, arbiter: Arbiter) -> dict[int, signal.Signals | int]:
-        """How the workers that have just ended did so."""
+        """How the workers that have just ended did so; a trial that has ended remembers it by itself."""
+        if self.succession.build:
+            self.succession.build.child.look()
         return watch(arbiter.WORKERS)
 
     def release(self) -> None:
@@ -199,7 +201,7 @@ class Master:
         self.keeper.socket.close()
         os.close(self.keeper.pidfd)
         if self.succession.build:
-            os.close(self.succession.build.child.pipe)
+            self.succession.build.child.forget()
         self.succession.build = self.succession.serving = self.succession.coming = None
         self.words.generations.clear()
         self.workforce.assignments.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from server.exits import ConfigurationError
 from server.models.generation import Generation
 from server.models.shapes import Shape
@@ -34,7 +36,14 @@ class Words:
         """Put all on the page."""
         generations = {number: _notices(generation) for number, generation in self.generations.items()}
         reasons = [*self.reasons, self.missing] if self.missing else self.reasons
-        publish(self.board, Notice(generations=generations, doing=self.doing, reasons=reasons))
+        notice = Notice(generations=generations, doing=self.doing, reasons=reasons)
+        try:
+            publish(self.board, notice)
+        except ValueError:  # very many shapes with very long names: the numbers then stand without them
+            bare = {
+                number: [msgspec.structs.replace(each, shapes=[]) for each in models] for number, models in generations.items()
+            }
+            publish(self.board, msgspec.structs.replace(notice, generations=bare))
 
     def index(self, key: str) -> int:
         """Where a model's counters stand as long as the master lives; raises `ConfigurationError` when all are taken."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from server.exits import ConfigurationError
-from server.tensors import Array, TensorSpec
+from server.tensors import FLOATS, Array, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,29 @@ def _typed(given: Mapping[str, Any], specs: Iterable[TensorSpec], *, every: bool
 
 
 def _array(value: Any, spec: TensorSpec) -> Array:
-    if spec.datatype == "BYTES":
-        array = np.asarray(value, dtype=object)
-        flat = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()]
-        array.ravel()[:] = flat
-    else:
-        array = np.asarray(value).astype(spec.dtype)
-    if array.ndim != len(spec.shape):
-        message = f"{spec.name} has {array.ndim} axes, the model's has {len(spec.shape)}"
+    array = _bytes(np.asarray(value, dtype=object)) if spec.datatype == "BYTES" else _numbers(np.asarray(value), spec)
+    expected = [length if axis is None else came for length, axis, came in zip(spec.shape, spec.axes, array.shape, strict=False)]
+    if array.ndim != len(spec.shape) or list(array.shape) != expected:
+        message = f"{spec.name} must have shape {list(spec.shape)}, has {list(array.shape)}"
         raise ValueError(message)
     return array
+
+
+def _bytes(array: Array) -> Array:
+    made = np.empty(array.shape, object)
+    for place, item in np.ndenumerate(array):
+        made[place] = item.encode() if isinstance(item, str) else bytes(item)
+    return made
+
+
+def _numbers(array: Array, spec: TensorSpec) -> Array:
+    """The numbers in the type that the model takes; raise `ValueError` where that would change what they are."""
+    kinds = "b" if spec.datatype == "BOOL" else "iuf" if spec.datatype in FLOATS else "iu"
+    if array.dtype.kind not in kinds and array.dtype != spec.dtype:
+        message = f"{spec.name} must be {spec.datatype}, is {array.dtype}"
+        raise ValueError(message)
+    made = array.astype(spec.dtype)
+    if spec.datatype not in FLOATS and not (made == array).all():
+        message = f"{spec.name} has numbers that {spec.datatype} cannot hold"
+        raise ValueError(message)
+    return made

@@ -59,6 +59,9 @@ class ModelFiles:
         """Raise `ConfigurationError` unless every file that is named is there, is a file, can be read and is not empty."""
         for path in (self.path, *([self.python] if self.python else []), *self.golden):
             try:
+                if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+                    message = f"{path}: is not a file"
+                    raise ConfigurationError(message)
                 with path.open("rb") as file:
                     empty = not file.read(1)
             except OSError as error:

@@ -33,6 +33,8 @@ class Plan:
     """Declared lengths by axis, ascending."""
     axes: tuple[str, ...]
     """Every free axis, the batch first."""
+    batched: bool
+    """Whether the leading axis is a declared batch; it is then called `BATCH`."""
 
     def shapes(self, remembered: Iterable[Shape] = ()) -> list[Shape]:
         """Every shape to warm: all combinations of declared lengths, 1 for an axis that has none, and those remembered."""
@@ -72,22 +74,19 @@ class Plan:
             if length < 1:
                 message = f"axis {axis!r} must be at least 1, got {length}"
                 raise BadInputError(message)
-        target = self.padded(shape)
-        if target is not None and not (exact and target[: self.batched] != shape[: self.batched]):
-            return target
         for axis, length in zip(self.axes, shape, strict=True):
             declared = self.lengths.get(axis, (length,))
-            if length > declared[-1] or (exact and axis == BATCH and length not in declared):
-                one_of = f"one of {', '.join(map(str, declared))}" if exact and axis == BATCH else f"at most {declared[-1]}"
-                message = f"axis {axis!r} must be {one_of}, got {length}"
+            if exact and self.batched and axis == BATCH and length not in declared:
+                message = f"axis {axis!r} must be one of {', '.join(map(str, declared))}, got {length}"
                 raise BadInputError(message)
-        message = f"no declared shape holds {self.describe(shape)}"
-        raise BadInputError(message)
+            if length > declared[-1]:
+                message = f"axis {axis!r} must be at most {declared[-1]}, got {length}"
+                raise BadInputError(message)
+        return self.padded(shape) or shape
 
-    @property
-    def batched(self) -> int:
-        """1 if the leading axis is a declared batch, else 0."""
-        return int(BATCH in self.lengths)
+    def rows(self, shape: Shape) -> int:
+        """How many rows a batch of `shape` has; 1 where nothing is batched."""
+        return shape[0] if self.batched else 1
 
     def describe(self, shape: Shape) -> str:
         """`shape` in words, for the log."""
@@ -132,12 +131,17 @@ def plan(
         declared[BATCH] = tuple(sorted(set(batch_sizes)))
         inputs = tuple(_batch(spec, "input") for spec in inputs)
         outputs = tuple(_batch(spec, "output") for spec in outputs)
+    elif BATCH in declared:
+        message = f"axis {BATCH!r} in [axes]: the leading axis is declared by batch_sizes, another must have another name"
+        raise ConfigurationError(message)
     axes = tuple(dict.fromkeys(axis for spec in inputs for axis in spec.axes if axis))
     for axis in declared:
         if axis not in axes:
             message = f"axis {axis!r} is declared, the model's free axes are {', '.join(map(repr, axes)) or 'none'}"
             raise ConfigurationError(message)
-    made = Plan(inputs, outputs, declared, tuple(sorted(axes, key=lambda axis: axis != BATCH)))
+    batched = batch_sizes is not None
+    ordered = tuple(sorted(axes, key=lambda axis: not batched or axis != BATCH))
+    made = Plan(inputs, outputs, declared, ordered, batched)
     for what, count, bound in (("free axes", len(axes), MAX_AXES), ("declared shapes", _count(made), MAX_SHAPES)):
         if count > bound:
             message = f"the model has {count} {what}, at most {bound} can be served"
@@ -157,5 +161,8 @@ def _batch(spec: TensorSpec, kind: str) -> TensorSpec:
     if not spec.axes or spec.axes[0] is None:
         first = spec.shape[0] if spec.shape else "absent"
         message = f"batch_sizes needs a free leading axis, that of {kind} {spec.name!r} is {first}"
+        raise ConfigurationError(message)
+    if BATCH in spec.axes[1:]:
+        message = f"an axis of {kind} {spec.name!r} besides the leading one is called {BATCH!r}, as the axis of batch_sizes is"
         raise ConfigurationError(message)
     return TensorSpec(spec.name, spec.datatype, spec.shape, (BATCH, *spec.axes[1:]))

@@ -1,12 +1,13 @@
 """A throw-away child: what a process must not do before it knows that it survives it, another does first.
 
-The child says what it is at and what it found through a pipe, a JSON text a line. Its end is the end of the pipe, so that nobody
-depends on who reaps it. A child that is silent for too long shows its stacks in the log and is killed.
+Its end is seen by the end of its pipe and by its pidfd, so that nobody depends on who reaps it. A child that is silent for too
+long shows its stacks in the log and is killed.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import resource
 import select
@@ -15,40 +16,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import msgspec
 from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
 from server.processes import fork_child
+from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
 
-STACKS_SECONDS = 2.0
-"""How long a child that is too slow has for showing its stacks."""
+END_SECONDS = 2.0
+"""How long a child has for showing its stacks, or for ending after its last word."""
 
-
-class Doing(msgspec.Struct, tag="doing", frozen=True):
-    """The step at hand."""
-
-    what: str
-
-
-class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """Why the work can't be done."""
-
-    status: int
-    line: str
-    unshareable: bool = False
-
-
-class Done(msgspec.Struct, tag="done", frozen=True):
-    """The work was done and the child survived it."""
-
-
-Message = Doing | Finding | Failed | Done
-Say = Callable[[Message], None]
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Message)
+_log = logging.getLogger("gunicorn.error")
 
 
 class ThrowAwayChild:
@@ -63,23 +41,27 @@ class ThrowAwayChild:
         self.doing = "starting"
         self.failed: Failed | None = None
         self.done = False
+        self.seen: int | None = None
+        """How it ended, as `os.waitpid` says it, where `look` saw it."""
         self.deadline = time.monotonic() + patience
         self.buffer = b""
         self.pipe, write = os.pipe()
         self.pid = fork_child(lambda: _child(write, work))
+        self.pidfd = os.pidfd_open(self.pid)
         os.close(write)
 
     def step(self, timeout: float) -> bool:
         """Wait for up to `timeout` seconds for word from the child; True once it is over."""
-        left = self.deadline - time.monotonic()
-        poll = select.poll()
-        poll.register(self.pipe, select.POLLIN)
-        if poll.poll(max(min(timeout, left), 0) * 1000):
-            return not self._read()
-        if time.monotonic() >= self.deadline:
-            self._kill()
-            return True
-        return False
+        left = max(self.deadline - time.monotonic(), 0)
+        if _readable(self.pipe, min(timeout, left)):
+            return not self._read() or self.done
+        if time.monotonic() < self.deadline:
+            return False
+        line = f"{self.name}: hung for more than {self.patience:g} s at {self.doing}"
+        self.failed = Failed(ModelError.status, line, unshareable=True)
+        self._send(signal.SIGABRT)  # shows the stacks of all threads
+        _readable(self.pidfd, END_SECONDS)
+        return True
 
     def run(self) -> list[Finding]:
         """Wait until it is over; give what it found or raise why it failed."""
@@ -89,29 +71,52 @@ class ThrowAwayChild:
 
     def verdict(self) -> list[Finding]:
         """What it found. Raises `ExitError` with the one line that says why it failed; call after it is over."""
-        error = self._error()
-        self.close()
-        if error:
-            raise error
+        _readable(self.pidfd, END_SECONDS)
+        how = self._end()
+        if self.failed:
+            line = self.failed.line or f"{self.name}: memory ran out at {self.doing}"
+            raise UnshareableError(line) if self.failed.unshareable else by_status(self.failed.status, line)
+        if not self.done:
+            raise self._silent_end(how)
         return self.findings
 
     def close(self) -> None:
         """End the child if it still runs, and leave nothing of it."""
-        if self.pipe < 0:
-            return
+        self._end()
+
+    def look(self) -> None:
+        """Note how the child has ended, if it has, before somebody who waits for any child takes its status."""
+        with suppress(ChildProcessError):
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if info:
+                self.seen = info.si_status << 8 if info.si_code == os.CLD_EXITED else info.si_status
+
+    def forget(self) -> None:
+        """In a process that inherited this child's descriptors: let go of them."""
         os.close(self.pipe)
+        os.close(self.pidfd)
+
+    def _end(self) -> int | None:
+        """End the child; how it ended as `os.waitpid` says it, None where somebody who waits for any child was quicker."""
+        if self.pipe < 0:
+            return None
+        self._send(signal.SIGKILL)
+        self.forget()
         self.pipe = -1
+        with suppress(ChildProcessError):
+            return os.waitpid(self.pid, 0)[1]
+        return self.seen
+
+    def _send(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):  # somebody who waits for any child was quicker
-            os.waitpid(self.pid, 0)
+            signal.pidfd_send_signal(self.pidfd, number)
 
     def _read(self) -> bool:
         data = os.read(self.pipe, 1 << 16)
         *lines, self.buffer = (self.buffer + data).split(b"\n")
         for line in lines:
             self.deadline = time.monotonic() + self.patience
-            self._take(_decoder.decode(line))
+            self._take(decode(line))
         return bool(data)
 
     def _take(self, message: Message) -> None:
@@ -127,31 +132,20 @@ class ThrowAwayChild:
             case Done():
                 self.done = True
 
-    def _kill(self) -> None:
-        """Have the child show the stacks of its threads, then end it."""
-        line = f"{self.name}: hung for more than {self.patience:g} s at {self.doing}"
-        self.failed = Failed(ModelError.status, line, unshareable=True)
-        os.kill(self.pid, signal.SIGABRT)
-        poll = select.poll()
-        poll.register(self.pipe, select.POLLIN)
-        if poll.poll(STACKS_SECONDS * 1000):
-            self._read()
-
-    def _error(self) -> ExitError | None:
-        if self.failed:
-            line = self.failed.line or f"{self.name}: memory ran out at {self.doing}"
-            return UnshareableError(line) if self.failed.unshareable else by_status(self.failed.status, line)
-        if self.done:
-            return None
-        try:
-            _, status = os.waitpid(self.pid, 0)
-        except ChildProcessError:
+    def _silent_end(self, how: int | None) -> ExitError:
+        if how is None:
             return UnshareableError(f"{self.name}: the child ended at {self.doing}")
-        if os.WIFSIGNALED(status):
-            number = signal.Signals(os.WTERMSIG(status))
-            kind = ResourceError if number is signal.SIGKILL else UnshareableError
-            return kind(f"{self.name}: the child was killed by {number.name} at {self.doing}")
-        return UnshareableError(f"{self.name}: the child ended itself with status {os.WEXITSTATUS(status)} at {self.doing}")
+        if not os.WIFSIGNALED(how):
+            return UnshareableError(f"{self.name}: the child ended itself with status {os.WEXITSTATUS(how)} at {self.doing}")
+        number = signal.Signals(os.WTERMSIG(how))
+        kind = ResourceError if number is signal.SIGKILL else UnshareableError
+        return kind(f"{self.name}: the child was killed by {number.name} at {self.doing}")
+
+
+def _readable(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _child(write: int, work: Callable[[Say], None]) -> int:
@@ -160,7 +154,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def say(message: Message) -> None:
-        os.write(write, _encoder.encode(message) + b"\n")
+        os.write(write, encode(message))
 
     try:
         work(say)
@@ -168,6 +162,9 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
         say(Failed(ResourceError.status, ""))
     except ExitError as error:
         say(Failed(error.status, str(error), isinstance(error, UnshareableError)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+        _log.exception("trial failed")
+        say(Failed(ModelError.status, f"trial: {type(error).__name__}: {error}"))
     else:
         say(Done())
     return 0

@@ -12,6 +12,7 @@ from server.models.model import Model
 from server.models.shapes import BATCH
 from server.tensors import FLOATS, Array, Tensors, TensorSpec
 from server.warmup import samples
+from server.warmup.warm import infer
 
 
 def prove(model: Model, threads: int, say: Callable[[str], None]) -> None:
@@ -34,9 +35,10 @@ def prove(model: Model, threads: int, say: Callable[[str], None]) -> None:
 def golden(model: Model) -> None:
     """Raise `ModelError` naming the sample unless each golden sample gives its known outputs."""
     for sample in model.golden:
-        difference = _differ(model, sample.outputs, model.infer(sample.inputs))
+        where = f"model {model.key}: golden sample {sample.path.name}"
+        difference = _differ(model, sample.outputs, infer(model, sample.inputs, where))
         if difference:
-            message = f"model {model.key}: golden sample {sample.path.name}: {difference}"
+            message = f"{where}: {difference}"
             raise ModelError(message)
 
 
@@ -47,9 +49,10 @@ def rows_differ(model: Model) -> str:
     # Made-up rows differ from one another, golden ones may not; but the operator's Python is only sure to take golden ones.
     make = samples.inputs if model.python.preprocess else samples.made_up
     batch = make(model, (largest, *rest))
-    together = model.infer(batch)
+    where = f"model {model.key}: a row alone against the row in a batch"
+    together = infer(model, batch, where)
     for row in range(largest):
-        alone = model.infer({name: array[row : row + 1] for name, array in batch.items()})
+        alone = infer(model, {name: array[row : row + 1] for name, array in batch.items()}, where)
         difference = _differ(model, {name: array[row : row + 1] for name, array in together.items()}, alone)
         if difference:
             return f"row {row} of {largest} is another one alone: {difference}"
@@ -59,12 +62,13 @@ def rows_differ(model: Model) -> str:
 def several_threads(model: Model, threads: int) -> None:
     """Raise `ModelError` unless `threads` threads at once get the answer that one gets."""
     inputs = samples.inputs(model, model.shapes()[0])
-    expected = model.infer(inputs)
+    where = f"model {model.key}: {threads} threads at once"
+    expected = infer(model, inputs, where)
     with ThreadPoolExecutor(threads) as pool:
-        for answer in pool.map(lambda _: model.infer(inputs), range(2 * threads)):
+        for answer in pool.map(lambda _: infer(model, inputs, where), range(2 * threads)):
             difference = _differ(model, expected, answer)
             if difference:
-                message = f"model {model.key}: {threads} threads at once get another answer than one: {difference}"
+                message = f"{where} get another answer than one: {difference}"
                 raise ModelError(message)
 
 

@@ -18,10 +18,10 @@ def inputs(model: Model, shape: Shape) -> dict[str, Array]:
     input takes. Otherwise floats are in [0, 1), integers 0 or 1, bytes a short text.
     """
     lengths = dict(zip(model.plan.axes, shape, strict=True))
-    if model.golden and set(lengths) <= {BATCH}:
+    if model.golden and not lengths:
+        return dict(model.golden[0].inputs)
+    if model.golden and model.plan.batched and set(lengths) == {BATCH}:
         samples = [sample.inputs for sample in model.golden]
-        if not lengths:
-            return dict(samples[0])
         return {
             spec.name: np.take(
                 np.concatenate([sample[spec.name] for sample in samples]), range(lengths[BATCH]), axis=0, mode="wrap"

@@ -24,7 +24,8 @@ from server.models.shapes import Shape
 from server.processes import private_bytes
 from server.settings import Settings
 from server.warmup import proof
-from server.warmup.child import Doing, Say, ThrowAwayChild
+from server.warmup.child import ThrowAwayChild
+from server.warmup.messages import Doing, Say
 from server.warmup.warm import once
 
 _log = logging.getLogger("gunicorn.error")

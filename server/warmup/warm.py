@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,24 +43,29 @@ def warm(model: Model, say: Callable[[str], None]) -> Iterator[Warmed]:
         yield Warmed(shape, times[0], float(np.median(times[-WINDOW:])), len(times))
 
 
-def check(specs: tuple[TensorSpec, ...], outputs: Tensors, where: str) -> None:
-    """Raise `ModelError` unless every output is there, of the right type and shape, without a NaN."""
-    for spec in specs:
+def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:
+    """Raise `ModelError` unless every output of a run in `shape` is there, of the right type and shape, without a NaN."""
+    lengths = dict(zip(model.plan.axes, shape, strict=True))
+    for spec in model.outputs:
         array = outputs.get(spec.name)
         if array is None:
             message = f"{where}: output {spec.name!r} is missing"
             raise ModelError(message)
-        fixed = tuple(
-            length if axis is None else came for length, axis, came in zip(spec.shape, spec.axes, array.shape, strict=False)
-        )
-        if array.dtype != spec.dtype or array.shape != fixed:
+        if array.dtype != spec.dtype or not _fits(spec, array.shape, lengths):
             message = (
                 f"{where}: output {spec.name!r} must be {spec.datatype} {list(spec.shape)}, is {array.dtype} {list(array.shape)}"
             )
             raise ModelError(message)
-        if spec.datatype in FLOATS and np.isnan(array.astype(np.float32, copy=False)).any():
+        if spec.datatype in FLOATS and np.isnan(array).any():
             message = f"{where}: output {spec.name!r} has a NaN"
             raise ModelError(message)
+
+
+def _fits(spec: TensorSpec, came: tuple[int, ...], lengths: Mapping[str, int]) -> bool:
+    if len(came) != len(spec.shape):
+        return False
+    axes = zip(spec.shape, spec.axes, came, strict=True)
+    return all(actual == (length if axis is None else lengths.get(axis, actual)) for length, axis, actual in axes)
 
 
 def once(model: Model, say: Callable[[str], None]) -> None:
@@ -76,16 +81,19 @@ def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str
         yield shape, where
 
 
-def _run(model: Model, shape: Shape, where: str) -> None:
-    inputs = samples.inputs(model, shape)
+def infer(model: Model, inputs: Tensors, where: str) -> Tensors:
+    """Run the whole way; whatever the model raises, but for `MemoryError`, comes as a `ModelError` that says `where`."""
     try:
-        outputs = model.infer(inputs)
+        return model.infer(inputs)
     except MemoryError:
         raise
     except Exception as error:
         message = f"{where}: raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(message) from error
-    check(model.outputs, outputs, where)
+
+
+def _run(model: Model, shape: Shape, where: str) -> None:
+    check(model, shape, infer(model, samples.inputs(model, shape), where), where)
 
 
 def _settle(run: Callable[[], None]) -> list[float]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api import body
-from server.refusals import BadInputError, RefusalError, TooLargeError
+from server.refusals import BadInputError, TooLargeError
 
 LIMIT = 1000
 
@@ -36,13 +36,13 @@ class Dribble(io.RawIOBase):
         return part
 
 
-def sized(content: bytes, length: int | None = None, source: Any = None, **headers: str) -> dict[str, Any]:  # noqa: ANN401 - any reader
+def sized(content: bytes, length: int | None = None, source: Any = None, **headers: str) -> dict[str, Any]:
     """An environment of a body with `Content-Length`."""
     length = len(content) if length is None else length
     return {"CONTENT_LENGTH": str(length), "wsgi.input": source or io.BytesIO(content), **headers}
 
 
-def chunked(source: Any, **headers: str) -> dict[str, Any]:  # noqa: ANN401 - any reader
+def chunked(source: Any, **headers: str) -> dict[str, Any]:
     """An environment of a chunked body."""
     return {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input": source, **headers}
 
@@ -57,20 +57,24 @@ def test_a_body_is_read_whole(content: bytes, step: int, coding: str) -> None:
         "deflate": zlib.compress(content),
         "members": gzip.compress(content[:half]) + gzip.compress(content[half:]),
     }[coding]
-    headers = {"HTTP_CONTENT_ENCODING": coding.replace("members", "GZIP")}
-    for environ in (sized(packed, source=Dribble(packed, step), **headers), chunked(Dribble(packed, step), **headers)):
+    named = coding.replace("members", "GZIP")
+    for environ in (
+        sized(packed, source=Dribble(packed, step), HTTP_CONTENT_ENCODING=named),
+        chunked(Dribble(packed, step), HTTP_CONTENT_ENCODING=named),
+    ):
         assert content == body.read(environ, max(LIMIT, len(packed)))
 
 
 @given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "x-gzip"]))
 @settings(max_examples=200)
 def test_any_packed_bytes_are_read_or_refused(content: bytes, coding: str) -> None:
-    """Bytes that claim to be packed give a body or `RefusalError`, also where they begin well."""
+    """Bytes that claim to be packed give a body or a refusal, also where they begin well."""
     for raw in (content, gzip.compress(b"abc") + content, zlib.compress(b"abc") + content):
         try:
-            assert len(body.read(sized(raw, HTTP_CONTENT_ENCODING=coding), LIMIT)) <= LIMIT
-        except RefusalError as refusal:
-            assert refusal.status in (400, 413)
+            read = body.read(sized(raw, HTTP_CONTENT_ENCODING=coding), LIMIT)
+        except (BadInputError, TooLargeError):
+            continue
+        assert len(read) <= LIMIT
 
 
 def test_no_body_is_an_empty_one() -> None:
@@ -81,7 +85,7 @@ def test_no_body_is_an_empty_one() -> None:
 def test_an_oversize_body_is_refused_unread() -> None:
     """The length alone decides; what is drained later is no more than twice the bound."""
     source = io.BytesIO(bytes(10 * LIMIT))
-    with pytest.raises(body.TooLargeBodyError, match="at most 1000 bytes .*, got 10000 bytes") as caught:
+    with pytest.raises(body.TooLargeBodyError, match=r"at most 1000 bytes .*, got 10000 bytes") as caught:
         body.read(sized(b"", 10 * LIMIT, source), LIMIT)
     assert source.tell() == 0
     caught.value.drain()
@@ -91,7 +95,7 @@ def test_an_oversize_body_is_refused_unread() -> None:
 def test_an_endless_chunked_body_is_refused() -> None:
     """A chunked body is bounded while it is read."""
     source = Dribble(bytes(10 * LIMIT), 100)
-    with pytest.raises(TooLargeError, match="at most 1000 bytes .*, got more than 1000 bytes"):
+    with pytest.raises(TooLargeError, match=r"at most 1000 bytes .*, got more than 1000 bytes"):
         body.read(chunked(source), LIMIT)
     assert source.content.tell() == LIMIT + 100
 
@@ -99,8 +103,8 @@ def test_an_endless_chunked_body_is_refused() -> None:
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 def test_a_bomb_is_refused(coding: str) -> None:
     """What comes out is bounded, not only what goes in."""
-    raw = {"gzip": gzip.compress, "deflate": zlib.compress}[coding](bytes(100_000_000))
-    with pytest.raises(TooLargeError, match="at most 1000000 bytes .*unpacked"):
+    raw = gzip.compress(bytes(100_000_000)) if coding == "gzip" else zlib.compress(bytes(100_000_000))
+    with pytest.raises(TooLargeError, match=r"at most 1000000 bytes .*unpacked"):
         body.read(sized(raw, HTTP_CONTENT_ENCODING=coding), 1_000_000)
 
 

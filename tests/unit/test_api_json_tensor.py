@@ -146,11 +146,11 @@ def test_a_wrong_count_costs_nothing() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_json_has_not_is_the_models_failure(datatype: str, value: float) -> None:
     """NaN and Infinity in an output name it and the way out."""
-    with pytest.raises(ModelFailedError, match="output 'x' has NaN or Infinity.*binary data"):
+    with pytest.raises(ModelFailedError, match=r"output 'x' has NaN or Infinity.*binary data"):
         json_tensor.encode(spec(datatype), np.array([1, value], DTYPES[datatype]))
 
 
 def test_bytes_that_are_no_text_are_the_models_failure() -> None:
     """An output of bytes that are not UTF-8 is named, with the way out."""
-    with pytest.raises(ModelFailedError, match="output 'x' has bytes that are not UTF-8.*binary data"):
+    with pytest.raises(ModelFailedError, match=r"output 'x' has bytes that are not UTF-8.*binary data"):
         json_tensor.encode(spec("BYTES"), np.array([b"\xff"], object))

@@ -15,10 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server import notice
 from server.management import metrics, status
-from server.management.children import alive
 from server.management.memory import Memory, MemoryReader
 from server.management.view import View
 from server.notice import ModelNotice, Notice
+from server.processes import alive
 from server.scoreboard import BUCKETS, NEVER, TEXT, Scoreboard, pack
 from server.states import Phase, Role, State
 

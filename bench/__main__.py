@@ -1,0 +1,50 @@
+"""The command line: `python -m bench [name ...]` runs the benchmarks, writes `bench-results/*.json` and prints a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bench import boot, cold, memory, probes, throughput
+from bench.report import Report, Say, table, write
+
+BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
+    "cold": cold.run,
+    "copy": memory.run,
+    "boot": boot.run,
+    "probes": probes.run,
+    "http": throughput.run,
+}
+"""Each is given an empty folder to work in, which all of a run share, and a way to say how far it is."""
+
+RESULTS = Path("bench-results")
+
+
+def main() -> int:
+    """Run what is named, or everything; 1 if a bound is broken."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the server; results in bench-results/.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(BENCHMARKS)}; all of them if none is given")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    started = time.monotonic()
+    reports: dict[str, Report] = {}
+    with tempfile.TemporaryDirectory(prefix="warmfork-bench-") as folder:
+        for name in names:
+
+            def say(what: str, name: str = name) -> None:
+                print(f"[{time.monotonic() - started:4.0f} s] {name}: {what}", file=sys.stderr, flush=True)
+
+            say("begins")
+            reports[name] = BENCHMARKS[name](Path(folder), say)
+            write(reports[name], RESULTS / f"{name}.json")
+    print(table(reports))
+    return int(any(report.broken for report in reports.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

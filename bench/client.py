@@ -1,0 +1,109 @@
+"""A client that costs little, the first time as the next: requests made beforehand, a kept connection."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from tests.server import Server
+
+PATIENCE = 120.0
+MOST_CONNECTIONS = 1000
+
+
+def get(path: str) -> bytes:
+    """The bytes of a request for `path`."""
+    return f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+
+
+def infer(model: str, inputs: Mapping[str, npt.NDArray[np.float32]], *, binary: bool = True) -> bytes:
+    """The bytes of an inference request; inputs and outputs are binary tensors or JSON."""
+    tensors: list[dict[str, Any]] = []
+    for name, array in inputs.items():
+        content = {"parameters": {"binary_data_size": array.nbytes}} if binary else {"data": array.ravel().tolist()}
+        tensors.append({"name": name, "datatype": "FP32", "shape": list(array.shape), **content})
+    head = msgspec.json.encode({"inputs": tensors, "parameters": {"binary_data_output": binary}})
+    tail = b"".join(array.tobytes() for array in inputs.values()) if binary else b""
+    kind = "application/octet-stream" if binary else "application/json"
+    length = f"Inference-Header-Content-Length: {len(head)}\r\n" if binary else ""
+    fields = f"Host: bench\r\nContent-Type: {kind}\r\n{length}Content-Length: {len(head) + len(tail)}\r\n\r\n"
+    return f"POST /v2/models/{model}/infer HTTP/1.1\r\n{fields}".encode() + head + tail
+
+
+class Connection:
+    """One kept connection."""
+
+    def __init__(self, port: int) -> None:
+        """Connect; the server accepts when it likes."""
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Self:
+        """Close at the end."""
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Close."""
+        self.socket.close()
+
+    def exchange(self, request: bytes) -> float:
+        """Send one request and read its answer; the seconds it took. Raises `ConnectionError` for any answer but 200."""
+        start = time.perf_counter()
+        self.socket.sendall(request)
+        self.read()
+        return time.perf_counter() - start
+
+    def read(self) -> bytes:
+        """The body of the next answer; raises `ConnectionError` if its status is not 200."""
+        received = self.socket.recv(1 << 18)
+        while received and b"\r\n\r\n" not in received:
+            received += self.socket.recv(1 << 18)
+        head, _, body = received.partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+        while len(body) < length:
+            body += self.socket.recv(1 << 18)
+        if b" 200 " not in head[:16]:
+            message = f"answered {head[:64]!r} {body[:300]!r}"
+            raise ConnectionError(message)
+        return body
+
+    def owner(self, workers: frozenset[int]) -> int:
+        """The pid among `workers` that has accepted this connection; waits until one has."""
+        port = self.socket.getsockname()[1]
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            for pid in workers:
+                if any(each.raddr[1:] == (port,) for each in psutil.Process(pid).net_connections("tcp4")):
+                    return pid
+        message = f"no worker accepted a connection in {PATIENCE:g} s"
+        raise TimeoutError(message)
+
+
+@contextmanager
+def one_each(server: Server) -> Iterator[list[Connection]]:
+    """A connection to each active worker, on which nothing has been sent. Raises `ConnectionError` if a worker takes none."""
+    workers = frozenset(pid for pid, title in server.processes().items() if "· active ·" in title)
+    found: dict[int, Connection] = {}
+    # Those too many stay open to the end as well: a connection that closes would be a worker's first event.
+    with ExitStack() as opened:
+        for _ in range(MOST_CONNECTIONS):
+            connection = opened.enter_context(Connection(server.port))
+            found.setdefault(connection.owner(workers), connection)
+            if len(found) == len(workers):
+                yield list(found.values())
+                return
+        message = f"of {MOST_CONNECTIONS} connections {len(workers) - len(found)} workers of {len(workers)} took none"
+        raise ConnectionError(message)

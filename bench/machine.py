@@ -1,0 +1,45 @@
+"""What ran the benchmark: facts that belong beside a figure, and cores for what must not disturb each other."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from server import __version__
+
+STACK = ("gunicorn", "falcon", "numpy", "onnxruntime", "msgspec")
+
+
+def facts() -> dict[str, Any]:
+    """Return the processor, the memory, the load and the versions."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name")[2].partition("\n")[0].strip("\t :")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cpu": cpu or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average": os.getloadavg(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "warmfork": __version__,
+        **{name: version(name) for name in STACK},
+    }
+
+
+@contextmanager
+def pinned(turn: int) -> Iterator[None]:
+    """Keep what is started inside to one core: the first for `turn` 0, the second for 1; the same one if there is but one."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {sorted(cores)[turn % len(cores)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)

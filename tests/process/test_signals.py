@@ -1,0 +1,123 @@
+"""TERM, INT and QUIT in every phase, to the master and to its whole process group; the drain; a second TERM."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from pathlib import Path
+from signal import SIGINT, SIGQUIT, SIGTERM, Signals
+
+import pytest
+
+from tests.phases import OPEN, PHASES, PLAIN, server_in
+from tests.server import Repeat
+
+QUICK = 10.0
+"""Seconds within which an end is quick: far less than WARMFORK_REQUEST_TIMEOUT, which a graceful stop waits at most."""
+GROUP = [pytest.param(False, id="master"), pytest.param(True, id="group")]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("number", "group"),
+    [(SIGTERM, False), (SIGINT, False), (SIGQUIT, False), (SIGTERM, True), (SIGINT, True)],
+    ids=["TERM", "INT", "QUIT", "group-TERM", "group-INT"],
+)
+def test_ends(phase: str, number: Signals, group: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Status 0 in every phase, not ready from the first moment on, what was accepted answered on TERM, quick otherwise."""
+    with server_in(phase, tmp_path) as scene, Repeat(lambda: scene.server.probe("/readyz")[0]) as ready:
+        server = scene.server
+        sent = time.monotonic()
+        server.send(number, group=group)
+        if phase == "request" and number is SIGTERM:
+            server.wait(lambda: server.probe("/readyz")[0] == 503, "readiness to be false")
+            assert server.status()["phase"] == "stopping"
+            scene.gated.open_all()
+            assert scene.held[0].result()[0] == 200
+        server.clean(0)
+
+        assert time.monotonic() - sent < QUICK
+        assert phase in OPEN or all(status != 200 for _, status, _ in ready.results)
+        assert phase != "request" or number is SIGTERM or isinstance(scene.held[0].exception(), OSError)
+    _once_false_always_false([status for _, status, _ in ready.results])
+
+
+@pytest.mark.parametrize("group", GROUP)
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGQUIT])
+def test_second_signal_hurries(group: bool, number: Signals, tmp_path: Path) -> None:  # noqa: FBT001
+    """TERM waits for the request in flight; a second one, or INT or QUIT, does not."""
+    with server_in("request", tmp_path) as scene:
+        server = scene.server
+        server.send(SIGTERM, group=group)
+        server.wait(lambda: server.probe("/readyz")[0] == 503, "readiness to be false")
+        sent = time.monotonic()
+        server.send(number, group=group)
+        server.clean(0)
+
+        assert time.monotonic() - sent < QUICK
+        assert isinstance(scene.held[0].exception(), OSError)
+
+
+@pytest.mark.parametrize("group", GROUP)
+def test_drain(group: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """In the drain readiness is false with its reason, while old and new connections are served; then the server ends."""
+    with server_in("serving", tmp_path, drain=2) as scene:
+        server = scene.server
+        kept = http.client.HTTPConnection(server.host, server.port, timeout=30)
+        assert _ask(kept) == 200
+        sent = time.monotonic()
+        server.send(SIGTERM, group=group)
+        server.wait(lambda: server.probe("/readyz")[0] == 503, "readiness to be false")
+
+        reasons = server.probe("/readyz")[1]["reasons"]
+        assert any("draining" in reason for reason in reasons)
+        asked = 0
+        while time.monotonic() < sent + 1.8:
+            assert _ask(kept) == 200
+            assert scene.ask() == 200
+            asked += 1
+        assert asked > 1
+        assert server.probe("/livez")[0] == 200
+        server.clean(0)
+        assert 2 <= time.monotonic() - sent < 2 + QUICK
+        kept.close()
+
+
+@pytest.mark.parametrize("group", GROUP)
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGQUIT])
+def test_second_signal_ends_the_drain(group: bool, number: Signals, tmp_path: Path) -> None:  # noqa: FBT001
+    """A drain of 30 seconds ends at once when somebody says so again."""
+    with server_in("draining", tmp_path) as scene:
+        sent = time.monotonic()
+        scene.server.send(number, group=group)
+        scene.server.clean(0)
+        assert time.monotonic() - sent < QUICK
+
+
+def test_drain_answers_what_it_accepted(tmp_path: Path) -> None:
+    """A request that is in flight when the drain ends is answered all the same."""
+    with server_in("request", tmp_path, drain=1) as scene:
+        server = scene.server
+        server.send(SIGTERM)
+        server.wait(lambda: server.status()["phase"] == "stopping", "the end of the drain")
+        scene.gated.open_all()
+        assert scene.held[0].result()[0] == 200
+        server.clean(0)
+
+
+def _ask(connection: http.client.HTTPConnection) -> int:
+    kind, data = PLAIN["x"]
+    tensor = {"name": "x", "datatype": kind, "shape": [1, 3], "data": data}
+    connection.request("POST", "/v2/models/gated/infer", json.dumps({"inputs": [tensor]}))
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def _once_false_always_false(statuses: list[int]) -> None:
+    """Nobody who has been told to stay away is told otherwise."""
+    seen = [status for status in statuses if status]
+    end = len(seen) - seen[::-1].index(200) if 200 in seen else 0
+    start = seen.index(200) if 200 in seen else 0
+    assert set(seen[start:end]) <= {200}

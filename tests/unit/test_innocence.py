@@ -1,0 +1,92 @@
+"""What makes a process unfit to fork, each tried in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server import innocence
+from server.exits import UnshareableError
+
+START = """
+import faulthandler, os, threading
+from server import environment
+from server.innocence import guilt, innocent
+stop = threading.Event()
+"""
+
+
+def run(program: str) -> str:
+    """What `program` prints in a process that has done nothing else."""
+    command = [sys.executable, "-c", START + program]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=True, text=True).stdout.strip()
+
+
+def test_clean() -> None:
+    """With our environment set first, neither numpy nor onnxruntime makes a process unfit, loading and running included."""
+    program = """
+import numpy as np, onnxruntime
+a = np.ones((300, 300), np.float32)
+a @ a
+print(repr(guilt()))
+"""
+    assert "''" == run(program)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (
+            "t = threading.Thread(target=stop.wait, name='poller'); t.start(); print(guilt()); stop.set()",
+            "1 thread besides the main one (Python thread 'poller')",
+        ),
+        (
+            "ts = [threading.Thread(target=stop.wait, name=n) for n in 'ab']; [t.start() for t in ts]; print(guilt()); stop.set()",
+            "2 threads besides the main one (Python thread 'a', Python thread 'b')",
+        ),
+        ("faulthandler.dump_traceback_later(600); print(guilt())", "1 thread besides the main one (native thread 'python"),
+        ("t = threading.Thread(target=stop.wait); t.start(); stop.set(); t.join(); print(repr(guilt()))", "''"),
+        ("os.register_at_fork(before=stop.set); print(os.fork() and repr(guilt())); os._exit(0)", ""),
+    ],
+)
+def test_threads(program: str, said: str) -> None:
+    """A thread is named by Python's name for it, or the kernel's where Python knows none; one that has ended is forgotten."""
+    assert said in run(program)
+
+
+def test_names_the_culprit() -> None:
+    """A step that leaves a thread behind is named, with the thread; one that does not, is not, and what it raises passes."""
+    program = """
+t = threading.Thread(target=stop.wait, name='poller')
+try:
+    with innocent("model m/1: importing x.py"):
+        t.start()
+except Exception as error:
+    print(type(error).__name__, error)
+stop.set(); t.join()
+with innocent("nobody"):
+    pass
+try:
+    with innocent("nobody"):
+        1 / 0
+except ZeroDivisionError:
+    print("passed")
+"""
+    line, passed = run(program).splitlines()
+
+    expected = "model m/1: importing x.py left 1 thread besides the main one (Python thread 'poller') in the process that forks"
+    assert line.startswith(f"UnshareableError {expected}")
+    assert "passed" == passed
+
+
+def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An open NVIDIA device is CUDA, and is named."""
+    monkeypatch.setattr(innocence, "tasks", dict)
+    opened = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia0", "/tmp/nvidia"]  # noqa: S108 - only a name
+    monkeypatch.setattr(innocence, "_open_files", lambda: iter(opened))
+
+    with pytest.raises(UnshareableError, match="^it left CUDA, which is open on /dev/nvidia0, /dev/nvidiactl in the process"), innocence.innocent("it"):
+        pass

@@ -1,0 +1,268 @@
+"""The engine for ONNX: datatypes, external data, rungs, and what is refused in which words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from server.engines.catalogue import engine_for
+from server.engines.engine import Rung
+from server.engines.onnxruntime import ENGINE, OnnxSession
+from server.exits import ConfigurationError
+from server.refusals import BadInputError
+from server.tensors import ANY, DTYPES, TensorSpec
+from tests.models import dense, graph, identity
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Path:
+    """Write a model; give its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def loaded(folder: Path, model: onnx.ModelProto) -> OnnxSession:
+    """Write a model and load it."""
+    return ENGINE.load(saved(folder, model), 1)
+
+
+def external(folder: Path, location: str = "weights.bin") -> Path:
+    """A model whose weights lie in `weights.bin`, though it says `location`; what comes out is what goes in, times a matrix."""
+    path = folder / "model.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(dense(16), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def values(datatype: str) -> Any:
+    """Two rows of three, at the ends of what the datatype holds."""
+    dtype = DTYPES[datatype]
+    if datatype == "BYTES":
+        return np.array([[b"", b"a", "\N{SNOWMAN}".encode()], [b"x" * 1000, b"a\0b", b" "]], object)
+    if datatype == "BOOL":
+        return np.array([[True, False, True], [False, True, True]])
+    if dtype.kind in "iu":
+        ends = np.iinfo(dtype)
+        return np.array([[ends.min, ends.max, 0], [1, 2, 3]], dtype)
+    return np.array([[-1.5, np.inf, 0], [3.140625, 2.0**-8, -np.inf]], np.float32).astype(dtype)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_every_datatype(tmp_path: Path, datatype: str, contiguous: bool) -> None:  # noqa: FBT001
+    """Each datatype goes through unchanged, however its array lies in memory."""
+    session = loaded(tmp_path, identity(datatype))
+    given = values(datatype)
+    given = given if contiguous else np.repeat(given, 2, axis=1)[:, ::2]
+
+    answer = session.run({"x": given})
+
+    assert ["y"] == list(answer)
+    assert (DTYPES[datatype], (2, 3)) == (answer["y"].dtype, answer["y"].shape)
+    assert (given == answer["y"]).all()
+    assert (TensorSpec("x", datatype, (ANY, 3), ("batch", None)),) == session.inputs
+
+
+def test_answer_is_the_callers_own(tmp_path: Path) -> None:
+    """An answer can be written to, and stays as it is when the session runs again; in bfloat16 too."""
+    for datatype in ("FP32", "BF16"):
+        session = loaded(tmp_path, identity(datatype))
+        first = session.run({"x": values(datatype)})["y"]
+        session.run({"x": np.zeros_like(values(datatype))})
+
+        assert (values(datatype) == first).all()
+        first[0, 0] = 9
+        assert 9 == first[0, 0]
+
+
+@pytest.mark.parametrize("other", ["FP32", "BOOL", "INT8"])
+def test_bfloat16_beside(tmp_path: Path, other: str) -> None:
+    """bfloat16 goes through beside other datatypes, and without axes."""
+    nodes = [helper.make_node("Identity", ["a"], ["c"]), helper.make_node("Identity", ["b"], ["d"])]
+    session = loaded(tmp_path, graph(nodes, {"a": ("BF16", []), "b": (other, [2, 3])}, {"c": ("BF16", []), "d": (other, [2, 3])}))
+    one = np.array(1.5, DTYPES["BF16"])
+
+    answer = session.run({"a": one, "b": values(other)})
+
+    assert (one, (), DTYPES["BF16"]) == (answer["c"], answer["c"].shape, answer["c"].dtype)
+    assert (values(other) == answer["d"]).all()
+
+
+def test_bfloat16_beside_bytes(tmp_path: Path) -> None:
+    """onnxruntime can't take both in one call, so a model that has both is refused when it is loaded."""
+    nodes = [helper.make_node("Identity", ["a"], ["c"]), helper.make_node("Identity", ["b"], ["d"])]
+    model = graph(nodes, {"a": ("BF16", [2]), "b": ("BYTES", [2])}, {"c": ("BF16", [2]), "d": ("BYTES", [2])})
+
+    with pytest.raises(ConfigurationError, match=r"model\.onnx: .*BYTES.*BF16|model\.onnx: .*BF16.*BYTES"):
+        loaded(tmp_path, model)
+
+
+def test_not_utf8(tmp_path: Path) -> None:
+    """Bytes that are no text are the client's fault, named; they never reach the engine."""
+    session = loaded(tmp_path, identity("BYTES"))
+
+    with pytest.raises(BadInputError, match=r"^input 'x': an item is not UTF-8 \(byte 1: "):
+        session.run({"x": np.array([[b"ok", b"a\xff", b""]], object)})
+
+
+def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime's way to say that memory ran out is a MemoryError; what else it says stays what it is."""
+    session = loaded(tmp_path, identity())
+
+    class Failing:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def run(self, *_: Any) -> None:
+            raise RuntimeError(self.text)
+
+    for text, kind in (("bfc_arena: Failed to allocate memory for 9", MemoryError), ("std::bad_alloc", MemoryError), ("x", RuntimeError)):
+        monkeypatch.setattr(session, "session", Failing(text))
+        with pytest.raises(kind, match=text):
+            session.run({"x": values("FP32")})
+
+
+def test_axes(tmp_path: Path) -> None:
+    """Named axes keep their name, nameless ones get one of their own, fixed ones have none."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    session = loaded(tmp_path, graph([node], {"x": ("FP32", ["n", 4, None, ""])}, {"y": ("FP32", ["n", 4, None, None])}))
+
+    assert (ANY, 4, ANY, ANY) == session.inputs[0].shape
+    assert ("n", None, "x.2", "x.3") == session.inputs[0].axes
+    assert ("n", None, "y.2", "y.3") == session.outputs[0].axes
+
+
+def test_type_that_the_protocol_has_not(tmp_path: Path) -> None:
+    """A model with a sequence for an answer is refused by that name."""
+    made = helper.make_graph(
+        [helper.make_node("SequenceConstruct", ["x"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", 1, [1])],
+        [helper.make_tensor_sequence_value_info("y", 1, [1])],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+    with pytest.raises(ConfigurationError, match=r"model.onnx: 'y' is seq\(tensor\(float\)\), the protocol has bool, uint8"):
+        loaded(tmp_path, model)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04]\x94.", b"PK\x03\x04", b"not a model at all", b"\x08\x0a"])
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    """A file of another kind is refused by its name and the check."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match=f"^{path}: not an ONNX model: "):
+        ENGINE.check(path)
+    with pytest.raises(ConfigurationError, match=f"^{path}: onnxruntime refuses it: ") as refused:
+        ENGINE.load(path, 1)
+    assert "\n" not in str(refused.value)
+
+
+def test_truncated(tmp_path: Path) -> None:
+    """A model that was cut off is refused, wherever it was cut."""
+    path = saved(tmp_path, dense(16))
+    whole = path.read_bytes()
+    for part in (1, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:part])
+        with pytest.raises(ConfigurationError, match=f"^{path}: "):
+            ENGINE.check(path)
+
+
+def test_external_data(tmp_path: Path) -> None:
+    """Weights beside the model, also deeper, are loaded and can be mapped."""
+    path = external(tmp_path / "1")
+    ENGINE.check(path)
+    assert (1, 16) == ENGINE.load(path, 1).run({"x": np.ones((1, 16), np.float32)})["y"].shape
+
+    deep = external(tmp_path / "2", "deep/weights.bin")
+    (deep.parent / "deep").mkdir()
+    (deep.parent / "weights.bin").rename(deep.parent / "deep/weights.bin")
+    ENGINE.check(deep)
+    assert [Rung.LIVE, Rung.MAPPED, Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(deep, 1)]
+
+
+@pytest.mark.parametrize(
+    ("location", "part"),
+    [
+        ("../weights.bin", "lies outside the model's folder"),
+        ("sub/../weights.bin", "lies outside the model's folder"),
+        ("/etc/passwd", "lies outside the model's folder"),
+        ("link.bin", "is a symbolic link"),
+        ("away.bin", "lies outside the model's folder"),
+        ("folder/weights.bin", "is a symbolic link"),
+        ("out/weights.bin", "lies outside the model's folder"),
+        ("hard.bin", "is a hard link"),
+        ("missing.bin", "is missing"),
+        ("sub", "is missing"),
+        ("dangling.bin", ""),
+    ],
+)
+def test_external_data_refused(tmp_path: Path, location: str, part: str) -> None:
+    """Data outside the folder or behind a link is refused by name, before anything of it is read."""
+    path = external(tmp_path / "1", location)
+    folder = path.parent
+    (folder / "sub").mkdir()
+    (folder / "sub/weights.bin").write_bytes(b"")
+    (tmp_path / "weights.bin").write_bytes((folder / "weights.bin").read_bytes())
+    (folder / "link.bin").symlink_to("weights.bin")
+    (folder / "away.bin").symlink_to(tmp_path / "weights.bin")
+    (folder / "folder").symlink_to("sub")
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "dangling.bin").symlink_to("nowhere")
+    os.link(tmp_path / "weights.bin", folder / "hard.bin")
+
+    with pytest.raises(ConfigurationError) as refused:
+        ENGINE.check(path)
+
+    assert str(refused.value).startswith(f"{path}: external data {location!r} ")
+    assert part in str(refused.value)
+
+
+def test_external_data_is_found_everywhere(tmp_path: Path) -> None:
+    """A tensor in an attribute of a node in a subgraph is looked at too."""
+    away = helper.make_tensor("w", 1, [4], b"\0" * 16, raw=True)
+    away.ClearField("raw_data")
+    away.data_location = onnx.TensorProto.EXTERNAL
+    away.external_data.add(key="location", value="../secret")
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["c"], value=away)], "inner", [], [helper.make_tensor_value_info("c", 1, [4])]
+    )
+    node = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    path = saved(tmp_path, graph([node], {"x": ("BOOL", [])}, {"y": ("FP32", [4])}))
+
+    with pytest.raises(ConfigurationError, match=r"external data '../secret' lies outside"):
+        ENGINE.check(path)
+
+
+def test_rungs(tmp_path: Path) -> None:
+    """One thread can be shared live, more cannot; weights inside the file cannot be mapped; each step down says why."""
+    inside = saved(tmp_path / "1", dense(16))
+    outside = external(tmp_path / "2")
+
+    assert [Rung.LIVE, Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(inside, 1)]
+    assert [Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(inside, 2)]
+    assert [Rung.MAPPED, Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(outside, 2)]
+    assert ENGINE.rungs(inside, 1)[0] == (Rung.LIVE, "")
+    assert "WARMFORK_THREADS=2" in ENGINE.rungs(inside, 2)[0][1]
+    assert "inside the model file" in ENGINE.rungs(inside, 2)[0][1]
+
+
+def test_catalogue(tmp_path: Path) -> None:
+    """The engine is found by the file's ending; another ending is refused with those that there are."""
+    assert ENGINE is engine_for(tmp_path / "a.onnx")
+    for name in ("model.pkl", "model", "model.ONNX"):
+        with pytest.raises(ConfigurationError, match=rf"{name}: no engine runs .*; there are \.onnx"):
+            engine_for(tmp_path / name)

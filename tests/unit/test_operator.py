@@ -1,0 +1,123 @@
+"""The operator's Python: what is found in it, and what is refused in which words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.exits import ConfigurationError
+from server.models import operator
+from server.models.operator import OperatorPython
+from server.models.repository import ModelFiles
+from server.models.schema import ModelToml
+
+
+def files(folder: Path, source: str, name: str = "m", file: str = "model.py") -> ModelFiles:
+    """A version with `source` as its Python."""
+    (folder / file).write_text(source, encoding="utf-8")
+    return ModelFiles(name, 1, folder, ModelToml(python=file))
+
+
+def test_none(tmp_path: Path) -> None:
+    """A model without Python has neither function."""
+    assert OperatorPython() == operator.load(ModelFiles("m", 1, tmp_path, ModelToml()))
+
+
+@pytest.fixture(autouse=True)
+def _writes_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess"])
+def test_either(tmp_path: Path, name: str) -> None:
+    """One function is enough; the other is absent."""
+    python = operator.load(files(tmp_path, f"def {name}(*given): return {{'n': len(given)}}"))
+
+    function = getattr(python, name)
+    assert {"n": 2} == function({}, {})
+    assert 1 == [python.preprocess, python.postprocess].count(None)
+
+
+def test_works_as_a_module(tmp_path: Path) -> None:
+    """The module is a real one (dataclasses and `__file__` work in it), and leaves no byte code in the repository."""
+    source = """
+from __future__ import annotations
+import dataclasses, pathlib, numpy as np
+
+@dataclasses.dataclass
+class Scale:
+    by: float
+
+SCALE = Scale(float((pathlib.Path(__file__).parent / "scale.txt").read_text()))
+
+def preprocess(inputs):
+    return {"x": inputs["x"] * SCALE.by}
+"""
+    (tmp_path / "scale.txt").write_text("3", encoding="ascii")
+
+    python = operator.load(files(tmp_path, source))
+
+    assert python.preprocess
+    assert [3, 6] == python.preprocess({"x": np.array([1, 2])})["x"].tolist()
+    assert ["model.py", "scale.txt"] == sorted(path.name for path in tmp_path.iterdir())
+    assert not sys.dont_write_bytecode
+
+
+def test_loaded_anew(tmp_path: Path) -> None:
+    """A second load reads the file as it is then, and what the first gave stays as it was."""
+    first = operator.load(files(tmp_path, "def preprocess(inputs): return 1"))
+    second = operator.load(files(tmp_path, "def preprocess(inputs): return 22"))
+
+    assert first.preprocess
+    assert second.preprocess
+    assert (1, 22) == (first.preprocess({}), second.preprocess({}))
+
+
+def test_names_do_not_meet(tmp_path: Path) -> None:
+    """Models whose names differ in a dot or a dash alone are modules of their own, also to whoever looks them up."""
+    source = "def preprocess(inputs): return 1"
+    modules = {
+        sys.modules[function.__module__].__dict__["preprocess"]
+        for name in ("a-b", "a.b", "a_b")
+        if (function := operator.load(files(tmp_path, source, name)).preprocess)
+    }
+
+    assert 3 == len(modules)
+    assert all(sys.modules[function.__module__].preprocess is function for function in modules)
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("", "must define preprocess(inputs) or postprocess(outputs, inputs)"),
+        ("def predict(inputs): pass", "must define preprocess(inputs) or postprocess(outputs, inputs)"),
+        ("preprocess = 3", "must define"),
+        ("def preprocess(inputs): pass\npostprocess = 'x'", "must define"),
+        ("preprocess = postprocess = None", "must define"),
+        ("def preprocess(:", "SyntaxError"),
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise RuntimeError('one\\ntwo')", "RuntimeError: one"),
+    ],
+)
+def test_refused(tmp_path: Path, source: str, part: str) -> None:
+    """What cannot be imported, or brings nothing, is refused in one line that has the file; nothing of it stays."""
+    before = set(sys.modules)
+
+    with pytest.raises(ConfigurationError) as refused:
+        operator.load(files(tmp_path, source))
+
+    assert str(refused.value).startswith(f"{tmp_path / 'model.py'}: ")
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not any("tmp" in name for name in set(sys.modules) - before)
+    assert not sys.dont_write_bytecode
+
+
+def test_no_python_file(tmp_path: Path) -> None:
+    """A file with another ending is not run."""
+    with pytest.raises(ConfigurationError, match="is not a Python file"):
+        operator.load(files(tmp_path, "def preprocess(inputs): pass", file="model.txt"))

@@ -1,0 +1,154 @@
+"""The synthetic load: what is sent, and what refuses a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from server.exits import ModelError
+from server.tensors import DTYPES
+from server.warmup import rehearsal, samples
+from tests.unit.fakes import model, rows
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def parsed(content: bytes) -> tuple[str, dict[str, str], dict[str, Any], bytes]:
+    """The request line, the header, the JSON and the binary tail of a request."""
+    head, _, body = content.partition(b"\r\n\r\n")
+    line, *fields = head.decode("ascii").split("\r\n")
+    header = dict(field.split(": ", 1) for field in fields)
+    assert len(body) == int(header["Content-Length"])
+    length = int(header.get("Inference-Header-Content-Length", len(body)))
+    return line, header, msgspec.json.decode(body[:length]), body[length:]
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+@pytest.mark.parametrize("binary", [True, False])
+def test_request(datatype: str, binary: bool) -> None:  # noqa: FBT001
+    """A request is well-formed HTTP with what the protocol asks for, and carries exactly the sample's values."""
+    made = model(inputs=(rows("x", datatype),), outputs=(rows("y", datatype),))
+    inputs = samples.inputs(made, (2,))
+
+    line, header, body, tail = parsed(rehearsal.request(made, inputs, binary=binary))
+
+    tensor = body["inputs"][0]
+    assert "POST /v2/models/m/versions/1/infer HTTP/1.1" == line
+    assert ("x", datatype, [2, 3]) == (tensor["name"], tensor["datatype"], tensor["shape"])
+    assert binary == ("Inference-Header-Content-Length" in header) == body["parameters"]["binary_data_output"]
+    if not binary:
+        values = [item.encode() if isinstance(item, str) else item for item in tensor["data"]]
+        assert (np.array(values, DTYPES[datatype]).reshape(2, 3) == inputs["x"]).all()
+        return
+    assert len(tail) == tensor["parameters"]["binary_data_size"]
+    if datatype == "BYTES":
+        assert b"".join(len(item).to_bytes(4, "little") + item for item in inputs["x"].ravel()) == tail
+    else:
+        assert (np.frombuffer(tail, DTYPES[datatype]).reshape(2, 3) == inputs["x"]).all()
+
+
+def test_every_shape_both_ways() -> None:
+    """Every shape goes through, as JSON and as binary tensors, at least so many times; each is said before it is sent."""
+    sent: list[tuple[int, bool]] = []
+    said: list[str] = []
+
+    def exchange(content: bytes) -> bytes:
+        _, header, body, _ = parsed(content)
+        sent.append((body["inputs"][0]["shape"][0], "Inference-Header-Content-Length" in header))
+        assert len(said) == len(sent)
+        return OK
+
+    rehearsal.rehearse(model(), exchange, said.append)
+
+    assert {(count, binary) for count in (1, 2, 4) for binary in (True, False)} == set(sent)
+    assert min(sent.count(each) for each in set(sent)) >= rehearsal.ROUNDS
+    assert "model m/1, shape batch=4, JSON over HTTP" in said
+
+
+def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
+    """A golden sample that is no text is sent as binary tensors alone."""
+    np.savez(tmp_path / "a.npz", **{"inputs/x": np.array([[b"\xff", b"", b"a"]]), "outputs/y": np.array([[b"", b"", b""]])})
+    kinds = (rows("x", "BYTES"),), (rows("y", "BYTES"),)
+    made = model(lambda inputs: inputs, *kinds, folder=tmp_path / "1", golden=["a.npz"])
+    headers = []
+
+    def exchange(content: bytes) -> bytes:
+        headers.append(parsed(content)[1])
+        return OK
+
+    rehearsal.rehearse(made, exchange, lambda _: None)
+
+    assert headers
+    assert all("Inference-Header-Content-Length" in header for header in headers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (b'HTTP/1.1 500 Internal Server Error\r\nX: 200 \r\n\r\n{"error":\n"broken"}', 'answered HTTP/1.1 500 Internal Server Error: {"error": "broken"}'),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answered HTTP/1.1 503 Service Unavailable: "),
+        (b"", "answered nothing: "),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n\xff", "answered HTTP/1.1 400 Bad Request: "),
+        (b"HTTP/1.1 2000 \r\n\r\n", "answered HTTP/1.1 2000"),
+    ],
+)
+def test_not_ok(answer: bytes, part: str) -> None:
+    """Any answer but 200 refuses the worker in one line: model, shape, encoding, status, body."""
+    with pytest.raises(ModelError) as refused:
+        rehearsal.rehearse(model(), lambda _: answer, lambda _: None)
+
+    assert str(refused.value).startswith("model m/1, shape batch=1, JSON over HTTP: ")
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+class Clock:
+    """A clock that only exchanges move: by `cold` milliseconds the first time a request is sent, by `warm` later."""
+
+    def __init__(self, cold: float, warm: float) -> None:
+        """Begin at 0."""
+        self.cold = cold
+        self.warm = warm
+        self.now = 0.0
+        self.sent: list[bytes] = []
+
+    def exchange(self, content: bytes) -> bytes:
+        """Answer, and let time pass."""
+        self.now += (self.warm if content in self.sent else self.cold) / 1e3
+        self.sent.append(content)
+        return OK
+
+    def perf_counter(self) -> float:
+        """Seconds."""
+        return self.now
+
+    monotonic = perf_counter
+
+
+def rehearsed(monkeypatch: pytest.MonkeyPatch, clock: Clock, p95_ms: float | None) -> int:
+    """Rehearse by a clock; give how many requests were sent."""
+    monkeypatch.setattr(rehearsal, "time", clock)
+    rehearsal.rehearse(model(batch_sizes=[1], p95_ms=p95_ms), clock.exchange, lambda _: None)
+    return len(clock.sent)
+
+
+def test_p95(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that states a bound must hold it; the line has what it took and the bound."""
+    assert 2 * rehearsal.MOST_ROUNDS == rehearsed(monkeypatch, Clock(2, 2), 2.5)
+    rehearsed(monkeypatch, Clock(2, 2), None)
+    with pytest.raises(ModelError, match=r"^model m/1: p95 of \d+ requests of our own is 2\.0 ms, its p95_ms is 1\.5$"):
+        rehearsed(monkeypatch, Clock(2, 2), 1.5)
+
+
+def test_p95_is_of_what_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round warms the way; a bound that holds from then on holds."""
+    rehearsed(monkeypatch, Clock(cold=100, warm=2), 2.5)
+
+
+def test_slow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow model is sent few rounds, but never fewer than the least."""
+    assert 2 * rehearsal.ROUNDS == rehearsed(monkeypatch, Clock(3000, 3000), None)

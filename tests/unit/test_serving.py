@@ -1,0 +1,236 @@
+"""What a worker serves: who is found, what an error becomes, what is counted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server import serving
+from server.models.operator import OperatorPython
+from server.refusals import BadInputError, BusyError, LateError, ModelFailedError, RefusalError, UnknownModelError
+from server.scoreboard import Scoreboard
+from server.serving import Serving
+from server.settings import Settings
+from server.states import Phase
+from tests.unit.fakes import FakeSession, echo, model
+
+SECRET = "/secret/path"
+
+
+def served(*models: Any, environ: dict[str, str] | None = None) -> Serving:
+    """A serving of some models in the second of two slots."""
+    read = Settings.read({f"WARMFORK_{name}": text for name, text in (environ or {}).items()})
+    return Serving(models, Scoreboard.create(2), 1, read)
+
+
+def x(count: int = 1) -> dict[str, Any]:
+    """An input of some rows."""
+    return {"x": np.arange(3 * count, dtype=np.float32).reshape(count, 3)}
+
+
+def raising(error: Exception) -> Any:
+    """A model that raises."""
+
+    def run(_: Any) -> Any:
+        raise error
+
+    return run
+
+
+def named(name: str, version: int) -> Any:
+    """A model of another name and version."""
+    made = model()
+    object.__setattr__(made.files, "name", name)
+    object.__setattr__(made.files, "version", version)
+    return made
+
+
+def test_find() -> None:
+    """A model is found by its name and version; without a version it is the highest, by number."""
+    a9, a10, b1 = named("a", 9), named("a", 10), named("b", 1)
+    serving = served(a10, b1, a9)
+
+    assert (a10, a9, a10, b1) == (serving.find("a"), serving.find("a", "9"), serving.find("a", "10"), serving.find("b", None))
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "part"),
+    [
+        ("c", None, "no model 'c'; served are a, b"),
+        ("", None, "no model ''; served are a, b"),
+        ("A", "9", "no model 'A'"),
+        ("a", "1", "model 'a' has no version '1'; served are 9, 10"),
+        ("a", "", "model 'a' has no version ''"),
+        ("a", "-9", "no version '-9'"),
+        ("a", "9.0", "no version '9.0'"),
+        ("a", "\N{ARABIC-INDIC DIGIT NINE}", "no version"),
+        ("a", "\N{SUPERSCRIPT TWO}", "no version"),
+        ("a", "9" * 5000, "no version '999"),
+        ("n" * 5000, None, "no model 'nnn"),
+    ],
+)
+def test_not_found(name: str, version: str | None, part: str) -> None:
+    """An unknown model or version is refused by name, with what there is, in a line of bounded length."""
+    with pytest.raises(UnknownModelError) as refused:
+        served(named("a", 9), named("a", 10), named("b", 1)).find(name, version)
+
+    assert part in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+def test_infer() -> None:
+    """A request runs in a declared shape and gets its own rows back."""
+    made = model()
+    answer = served(made).infer(made, x(3))
+
+    assert (x(3)["x"] == answer["y"]).all()
+    assert isinstance(made.session, FakeSession)
+    assert (4, 3) == made.session.runs[0]["x"].shape
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError(SECRET), ModelFailedError, "model 'm' failed"),
+        (ValueError(SECRET), ModelFailedError, "model 'm' failed"),
+        (KeyError(SECRET), ModelFailedError, "model 'm' failed"),
+        (MemoryError(SECRET), BusyError, "model 'm' ran out of memory for this request"),
+        (BadInputError("input 'x' is not right"), BadInputError, "input 'x' is not right"),
+    ],
+)
+def test_errors(caplog: pytest.LogCaptureFixture, error: Exception, kind: type[RefusalError], message: str) -> None:
+    """What a model raises becomes a refusal that gives nothing away; a defect of the model's goes into the log, and the worker serves on."""
+    made = model(raising(error))
+    serving = served(made)
+
+    with caplog.at_level(logging.INFO), pytest.raises(RefusalError, match=f"^{message}$") as refused:
+        serving.infer(made, x())
+
+    assert kind is type(refused.value)
+    assert (kind is ModelFailedError) == ("model m/1 failed on a request" in caplog.text)
+    assert isinstance(made.session, FakeSession)
+    made.session.answer = echo
+    assert (1, 3) == serving.infer(made, x())["y"].shape
+
+
+def test_doing() -> None:
+    """While a model runs the slot says which, so that a crash can be blamed; afterwards it does not, however it ended."""
+    seen = []
+
+    def run(inputs: Any) -> Any:
+        seen.append(serving.board.slots["doing"][1])
+        return {"y": inputs["x"] / (inputs["x"][0, 0] != 9)} if inputs["x"][0, 0] != 9 else raising(RuntimeError("nine"))(inputs)
+
+    made = model(run)
+    serving = served(made)
+    serving.infer(made, x())
+    assert b"" == serving.board.slots["doing"][1]
+    with pytest.raises(ModelFailedError):
+        serving.infer(made, {"x": np.full((1, 3), 9, np.float32)})
+
+    assert [b"model m/1", b"model m/1"] == seen
+    assert [b"", b""] == serving.board.slots["doing"].tolist()
+
+
+def bad(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A preprocess that finds fault with its input."""
+    message = f"line {len(inputs)} is not a number"
+    raise ValueError(message)
+
+
+@pytest.mark.parametrize(
+    ("python", "kind", "message"),
+    [
+        (OperatorPython(preprocess=bad), BadInputError, "line 1 is not a number"),
+        (OperatorPython(preprocess=raising(TypeError(SECRET))), ModelFailedError, "model 'm' failed"),
+        (OperatorPython(preprocess=lambda _: {"x": np.zeros((1, 3))}), ModelFailedError, "preprocess must give 'x' as FP32"),
+        (OperatorPython(preprocess=lambda _: {}), ModelFailedError, "preprocess must give 'x' as FP32 with 2 axes, gave nothing"),
+        (OperatorPython(postprocess=lambda *_: {"y": np.zeros(3, np.float32)}), ModelFailedError, "postprocess must give 'y' as FP32"),
+        (OperatorPython(postprocess=lambda *_: bad({})), ModelFailedError, "model 'm' failed"),
+        (OperatorPython(postprocess=lambda *_: None), ModelFailedError, ""),  # type: ignore[arg-type, return-value]
+        (OperatorPython(preprocess=lambda _: None), ModelFailedError, ""),  # type: ignore[arg-type, return-value]
+    ],
+)
+def test_operator_errors(python: OperatorPython, kind: type[RefusalError], message: str) -> None:
+    """A ValueError of preprocess is the client's fault and told to it; whatever else the operator's Python does wrong is not."""
+    made = model(python=python)
+
+    with pytest.raises(kind) as refused:
+        served(made).infer(made, x())
+
+    assert str(refused.value).startswith(message)
+    assert SECRET not in str(refused.value)
+
+
+def test_limits() -> None:
+    """A shape that the model does not run is refused before it waits, and nothing of it is counted as a batch."""
+    made = model()
+    serving = served(made)
+
+    with pytest.raises(BadInputError, match="axis 'batch' must be at most 4, got 5"):
+        serving.infer(made, x(5))
+
+    assert 0 == serving.board.slots["models"]["batches"].sum()
+
+
+def test_cold() -> None:
+    """A shape that was not warmed is counted as cold, each time; one that was remembered is warm."""
+    made = model(batch_sizes=None, remembered=((3,),), index=2)
+    serving = served(made)
+
+    for count in (1, 3, 2, 2, 5):
+        serving.infer(made, x(count))
+
+    row = serving.board.slots["models"][1][2]
+    assert (5, 3) == (row["batches"], row["cold"])
+    assert {2, 5} == set(row["cold_shapes"].ravel().tolist()) - {0}
+    assert 0 == serving.board.slots["models"][0]["batches"].sum()
+
+
+def test_late() -> None:
+    """An answer that comes past the limit is not given, though the model has run."""
+    made = model()
+    serving = served(made, environ={"REQUEST_TIMEOUT": "5"})
+
+    with pytest.raises(LateError, match=r"^not answered within 5 s"):
+        serving.infer(made, x(), time.monotonic_ns() - 6_000_000_000)
+    assert (1, 3) == serving.infer(made, x(), time.monotonic_ns() - 1_000_000_000)["y"].shape
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_going_away(phase: Phase) -> None:
+    """A server that drains still answers; one that stops refuses, and says that another may answer."""
+    made = model()
+    serving = served(made)
+    serving.board.enter(phase)
+    if phase is not Phase.STOPPING:
+        assert serving.infer(made, x())
+        return
+
+    with pytest.raises(BusyError, match="the server is going away") as refused:
+        serving.infer(made, x())
+    assert refused.value.retry_after
+
+
+def test_current() -> None:
+    """A process serves what was set last, and one that is no worker serves nothing, which is said."""
+    child = os.fork()
+    if not child:
+        try:
+            first, second = served(model()), served(model())
+            try:
+                serving.current()
+            except LookupError as error:
+                found = "serves no models" in str(error)
+            serving.serve(first)
+            serving.serve(second)
+            os._exit(0 if found and serving.current() is second else 1)
+        finally:
+            os._exit(2)
+
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

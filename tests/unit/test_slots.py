@@ -1,0 +1,141 @@
+"""Who has which slot, what stays in it, and how long the next worker waits."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.master.slots import OWN_END_SECONDS, Slots
+from server.scoreboard import Scoreboard, now_ms, unpack
+from server.states import BOOTING, Event, Role, State
+
+COUNT = 3
+BOOT = 10.0
+WAY = (Event.LOAD, Event.WARM, Event.PROVE, Event.ARRIVE, Event.OPEN, Event.LEAVE)
+
+
+@pytest.fixture
+def slots() -> Slots:
+    """Three free slots."""
+    return Slots(Scoreboard.create(COUNT), BOOT)
+
+
+def take(slots: Slots, generation: int = 1, role: Role = Role.ACTIVE, moves: int = 0) -> int:
+    """Take a slot and go some of the way."""
+    index = slots.take(generation, role)
+    assert index is not None
+    for event in WAY[:moves]:
+        slots.board.move(index, event)
+    return index
+
+
+def test_take_and_free(slots: Slots) -> None:
+    """Slots are given out lowest first, none twice; the one that was taken back is the next."""
+    assert [0, 1, 2] == [take(slots) for _ in range(COUNT)]
+
+    slots.free(1)
+
+    assert (1, None) == (slots.take(2, Role.STANDBY), slots.take(2, Role.ACTIVE))
+    assert [2, 1] == [slots.board.slots["generation"][1], slots.board.slots["generation"][0]]
+    assert Role.STANDBY == slots.board.slots["role"][1]
+
+
+def test_full_changes_nothing(slots: Slots) -> None:
+    """A worker more than there are slots gets none, and no other loses its own."""
+    for _ in range(COUNT):
+        take(slots, moves=5)
+    before = slots.board.slots.tobytes()
+
+    assert slots.take(9, Role.ACTIVE) is None
+    assert before == slots.board.slots.tobytes()
+
+
+def test_counters_outlive_the_worker(slots: Slots) -> None:
+    """What a worker said of itself is cleared for the next one; what it has counted stays."""
+    index = take(slots)
+    slot = slots.board.slots[index]
+    kept = ("requests", "errors", "durations", "duration_sum")
+    cleared = ("pid", "barrier", "leave", "phases", "status")
+    for field in (*kept, *cleared):
+        slot[field] = 5
+    slot["device"] = slot["doing"] = b"something"
+    slot["models"]["success"] = slot["models"]["cold"] = slot["models"]["cold_shapes"] = 6
+    slot["models"]["sizes"]["count"] = 6
+    slot["models"]["shapes"] = 7
+
+    slots.free(index)
+    assert 0 == slot["pid"]
+    assert index == take(slots, generation=2)
+
+    assert all((slot[field] == 5).all() for field in kept)
+    assert not any(slot[field].any() for field in (*cleared, "device", "doing"))
+    assert all((slot["models"][field] == 6).all() for field in ("success", "cold", "cold_shapes"))
+    assert (slot["models"]["sizes"]["count"] == 6).all()
+    assert not slot["models"]["shapes"]["first_ms"].any()
+
+
+def test_deadline(slots: Slots) -> None:
+    """A worker's deadline is set before it exists: its back-off and its boot."""
+    slots.failures = 3
+    before = now_ms()
+
+    state, deadline = unpack(int(slots.board.slots["word"][take(slots)]))
+
+    assert State.FORKED is state
+    assert before + 14_000 <= deadline <= now_ms() + 14_000
+    assert 3 == slots.board.slots["failures"][0]
+
+
+def test_backoff(slots: Slots) -> None:
+    """Boots that fail one after another make the next wait 1, 2, 4 … 30 seconds, and never more."""
+    waits = []
+    for _ in range(8):
+        waits.append(slots.backoff())
+        slots.free(take(slots))
+    slots.failures = 10**9
+
+    assert [0, 1, 2, 4, 8, 16, 30, 30] == waits
+    assert 30 == slots.backoff()
+
+
+@pytest.mark.parametrize("moves", range(len(WAY) + 1))
+def test_what_is_a_failed_boot(slots: Slots, moves: int) -> None:
+    """An end before the door was open is a failed boot; one after it is not."""
+    index = take(slots, moves=moves)
+    state = slots.board.state(index)
+
+    assert state is slots.free(index)
+    assert int(state in BOOTING) == slots.failures
+    assert State.EMPTY is slots.board.state(index)
+
+
+def test_failed_is_a_failed_boot(slots: Slots) -> None:
+    """So is an end that the worker itself has announced."""
+    index = take(slots, moves=2)
+    slots.board.move(index, Event.FAIL)
+
+    assert State.FAILED is slots.free(index)
+    assert 1 == slots.failures
+
+
+def test_views(slots: Slots) -> None:
+    """Workers are found by generation, by role, by state; who was told to leave does not count as staying."""
+    old, new, spare = take(slots, 1, moves=5), take(slots, 2, moves=4), take(slots, 2, Role.STANDBY)
+    assert ([old], [new, spare], []) == tuple(list(slots.of(generation)) for generation in (1, 2, 3))
+    assert ([new], [spare]) == (slots.staying(2, Role.ACTIVE), slots.staying(2, Role.STANDBY))
+    assert ([new], []) == (slots.standing(2, State.WAITING), slots.standing(2, State.ACTIVE))
+    slots.board.slots["leave"][new] = 1
+
+    assert [spare] == slots.staying(2)
+    slots.free(spare)
+    assert [new] == list(slots.of(2))
+
+
+def test_overdue(slots: Slots) -> None:
+    """A worker that boots and is long past its deadline is overdue; one just past it still ends itself; one that serves is no matter."""
+    booting, fresh, serving = take(slots, moves=2), take(slots, moves=2), take(slots, moves=5)
+    assert [] == slots.overdue()
+    slots.board.renew(booting, now_ms() - OWN_END_SECONDS * 1000 - 1)
+    slots.board.renew(fresh, now_ms() - 10)
+    slots.board.renew(serving, 0)
+
+    assert [booting] == slots.overdue()

@@ -1,0 +1,176 @@
+"""Warming: each shape until it has settled, and a look at every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server.exits import ModelError
+from server.refusals import BadInputError
+from server.tensors import Array, Tensors
+from server.warmup import warm
+from tests.unit.fakes import FakeSession, echo, model, rows
+
+LIMIT = warm.MOST_RUNS
+
+
+class Clock:
+    """A clock that only a model's runs move, each by the next of `times` (milliseconds), the last one over and over."""
+
+    def __init__(self, times: Iterable[float]) -> None:
+        """Begin at 0."""
+        self.times = list(times)
+        self.now = 0.0
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Take the next time."""
+        self.now += (self.times.pop(0) if len(self.times) > 1 else self.times[0]) / 1e3
+        return echo(inputs)
+
+    def perf_counter(self) -> float:
+        """Seconds."""
+        return self.now
+
+    monotonic = perf_counter
+
+
+def warmed(monkeypatch: pytest.MonkeyPatch, times: Iterable[float]) -> warm.Warmed:
+    """Warm a model of one shape by a clock of its own."""
+    clock = Clock(times)
+    monkeypatch.setattr(warm, "time", clock)
+    (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None)
+    return only
+
+
+@pytest.mark.parametrize(
+    ("times", "first", "steady", "runs"),
+    [
+        ([5], 5, 5, 6),
+        ([80, 20, 5], 80, 5, 6),
+        ([80, 60, 40, 20, 10, 5], 80, 5, 9),
+        ([100 * 0.8**turn for turn in range(60)], 100, pytest.approx(100 * 0.8 ** (LIMIT - 2)), LIMIT),
+        ([2000], 2000, 2000, 4),
+        ([8000, 10], 8000, 10, 4),
+        ([5, 5, 5, 5, 5, 70], 5, 5, 6),
+    ],
+)
+def test_settled(monkeypatch: pytest.MonkeyPatch, times: list[float], first: float, steady: float, runs: int) -> None:
+    """A shape runs until it gets no faster, or so often, or so long; the first run and the median of the last ones are kept."""
+    settled = warmed(monkeypatch, times)
+
+    assert ((1,), pytest.approx(first), pytest.approx(steady), runs) == (
+        settled.shape,
+        settled.first_ms,
+        settled.steady_ms,
+        settled.runs,
+    )
+
+
+def test_every_shape() -> None:
+    """All shapes run, in that shape and no other, remembered ones included, and each is said before it runs."""
+    free = model(remembered=((3,), (2,)), batch_sizes=None)
+    batched = model()
+
+    for made, shapes in ((free, [(1,), (3,), (2,)]), (batched, [(1,), (2,), (4,)])):
+        said: list[str] = []
+        session = made.session
+        assert isinstance(session, FakeSession)
+
+        assert shapes == [each.shape for each in warm.warm(made, said.append)]
+
+        assert list(dict.fromkeys(inputs["x"].shape[0] for inputs in session.runs)) == [rows for (rows,) in shapes]
+        assert [f"model m/1, shape {made.plan.describe(shape)}" for shape in shapes] == said
+
+
+def test_once() -> None:
+    """The trial runs each shape once."""
+    made = model()
+
+    warm.once(made, lambda _: None)
+
+    assert isinstance(made.session, FakeSession)
+    assert [1, 2, 4] == [len(inputs["x"]) for inputs in made.session.runs]
+
+
+def answers(part: Any) -> Any:
+    """A model that gives `part` for `y`, made from its input if it is a function."""
+    return lambda inputs: {"y": part(inputs["x"]) if callable(part) else part}
+
+
+def raising(error: Exception) -> Any:
+    """A model that raises."""
+
+    def run(_: Tensors) -> Mapping[str, Array]:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "datatype", "part"),
+    [
+        (answers(lambda x: np.where(np.arange(3) == 2, np.nan, x).astype(np.float32)), "FP32", "output 'y' has a NaN"),
+        (answers(lambda x: np.full(x.shape, np.nan, "bfloat16")), "BF16", "output 'y' has a NaN"),
+        (answers(lambda x: np.full(x.shape, np.nan, np.float16)), "FP16", "output 'y' has a NaN"),
+        (answers(lambda x: x.astype(np.float64)), "FP32", "output 'y' must be FP32 [-1, 3], is float64 [1, 3]"),
+        (answers(lambda x: x[:, :2]), "FP32", "output 'y' must be FP32 [-1, 3], is float32 [1, 2]"),
+        (answers(lambda x: x[0]), "FP32", "IndexError"),
+        (answers(lambda x: x[:, :, None]), "FP32", "output 'y' must be FP32 [-1, 3], is float32 [1, 3, 1]"),
+        (answers(lambda x: x[:0]), "FP32", "output 'y' must be FP32 [-1, 3], is float32 [0, 3]"),
+        (raising(RuntimeError("two\nlines")), "FP32", "raised RuntimeError: two lines"),
+        (raising(BadInputError("no")), "FP32", "raised BadInputError: no"),
+        (raising(RuntimeError("long" * 1000)), "FP32", "raised RuntimeError: longlong"),
+        (lambda _: {}, "FP32", "KeyError"),
+    ],
+)
+def test_wrong_answers(run: Any, datatype: str, part: str) -> None:
+    """A model that raises or answers wrongly is refused in one line: model, shape, check."""
+    with pytest.raises(ModelError) as refused:
+        list(warm.warm(model(run, outputs=(rows("y", datatype),)), lambda _: None))
+
+    assert str(refused.value).startswith("model m/1, shape batch=1: ")
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_wrong_in_a_later_shape() -> None:
+    """The shape that is named is the one in which it happened."""
+    with pytest.raises(ModelError, match="shape batch=4: output 'y' has a NaN"):
+        warm.once(model(answers(lambda x: x if len(x) < 4 else x * np.float32(np.nan))), lambda _: None)
+
+
+def test_a_row_per_row() -> None:
+    """An answer with fewer rows than the request is wrong, though the number of rows is free."""
+    with pytest.raises(ModelError, match="shape batch=2: output 'y'"):
+        warm.once(model(answers(lambda x: x[:1])), lambda _: None)
+
+
+@pytest.mark.parametrize("shape", [(4,), (), (4, 3, 1)])
+def test_check_axes(shape: tuple[int, ...]) -> None:
+    """An answer with another number of axes is wrong, also where those that it has would fit."""
+    with pytest.raises(ModelError, match=r"output 'y' must be FP32 \[-1, 3\], is float32"):
+        warm.check(model(), (4,), {"y": np.zeros(shape, np.float32)}, "here")
+
+
+def test_check_missing() -> None:
+    """An answer without one of its outputs is wrong, by name."""
+    with pytest.raises(ModelError, match="^here: output 'y' is missing$"):
+        warm.check(model(), (4,), {"z": np.zeros((4, 3), np.float32)}, "here")
+
+
+@pytest.mark.parametrize("value", [1e300, -np.inf])
+def test_large_is_right(value: float) -> None:
+    """Numbers that are large or infinite are numbers, and checking them warns of nothing."""
+    made = model(answers(lambda x: np.full(x.shape, value)), outputs=(rows("y", "FP64"),))
+
+    warm.once(made, lambda _: None)
+
+
+def test_memory_error_stays() -> None:
+    """Memory that ran out is not the model's fault: it passes through as it is."""
+    with pytest.raises(MemoryError):
+        warm.once(model(raising(MemoryError())), lambda _: None)
