@@ -10,7 +10,7 @@ _settings = settings()
 bind = _settings.bind
 workers = _settings.workers + _settings.standby
 worker_class = "server.worker.threads.ThreadWorker"
-wsgi_app = "server.api.app:application()"
+wsgi_app = "server.api.app:application"
 proc_name = "warmfork"
 
 threads = 16

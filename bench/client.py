@@ -72,9 +72,15 @@ class Connection:
         while received and b"\r\n\r\n" not in received:
             received += self.socket.recv(1 << 18)
         head, _, body = received.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
-        while len(body) < length:
-            body += self.socket.recv(1 << 18)
+        length = int(head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
+        parts, missing = [body], length - len(body)
+        while missing > 0:
+            parts.append(self.socket.recv(1 << 18))
+            if not parts[-1]:
+                message = f"closed with {missing} bytes missing"
+                raise ConnectionError(message)
+            missing -= len(parts[-1])
+        body = b"".join(parts)
         if b" 200 " not in head[:16]:
             message = f"answered {head[:64]!r} {body[:300]!r}"
             raise ConnectionError(message)

@@ -21,6 +21,8 @@ from server.processes import hold_signals, release_signals
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.5
+QUICK_SECONDS = 2
+"""How long a quick stop waits for a worker that cannot run its handler, before it is killed."""
 
 ends: dict[int, signal.Signals | int] = {}
 """How workers that gunicorn is about to reap have ended, by pid."""
@@ -73,6 +75,7 @@ def install(arbiter: Arbiter, master: Master) -> None:
         def handle() -> None:
             master.stop()
             _last_signals(arbiter)
+            arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
             stop[number]()
 
         return handle
@@ -89,6 +92,8 @@ def install(arbiter: Arbiter, master: Master) -> None:
     }
     for name, handler in handlers.items():
         setattr(arbiter, f"handle_{name}", handler)
+    # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
+    arbiter.WORKER_BOOT_ERROR = arbiter.APP_LOAD_ERROR = -1
     # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
     signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
     _rearm(BUSY_SECONDS)

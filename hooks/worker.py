@@ -11,6 +11,7 @@ from gunicorn.arbiter import Arbiter
 
 from hooks import master as hooks_master
 from server import processes, serving
+from server.api import app  # noqa: F401 - imported in the master once, so that its workers share it
 from server.worker.boot import Boot, deadline_in, leave
 from server.worker.direct import through_app
 
@@ -36,7 +37,7 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
-    if not worker.alive:  # a TERM between gunicorn's own handler and here
+    if not worker.alive or getattr(worker, "asked_ns", 0):  # a TERM between gunicorn's own handler and here
         leave(0)
     processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
     boot = _boot.pop()

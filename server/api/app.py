@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from wsgiref.types import StartResponse, WSGIEnvironment
+
 import falcon
 
 from server import serving
@@ -16,9 +19,14 @@ from server.serving import Serving
 App = falcon.App[falcon.Request, falcon.Response]
 
 
-def application() -> App:
-    """Make the app of this worker, for gunicorn. Raises `LookupError` in a process that is no worker."""
-    return create(serving.current())
+_made: list[App] = []
+
+
+def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """The app of this worker, for gunicorn; made at the first request, which a worker sends itself before any client can."""
+    if not _made:
+        _made.append(create(serving.current()))
+    return _made[0](environ, start_response)
 
 
 def create(served: Serving) -> App:

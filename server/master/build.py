@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,6 +28,8 @@ from server.states import Phase
 from server.warmup.messages import Doing
 from server.warmup.trial import survival, trial
 
+MIND_SECONDS = 0.25
+"""How often a load is interrupted for what must not wait."""
 NATIVE_GRACE = 5.0
 """Seconds after the deadline of the master's load at which a native call that Python cannot interrupt is ended."""
 
@@ -41,16 +44,19 @@ class Build:
         index: Callable[[str], int],
         remembered: dict[str, tuple[Shape, ...]],
         say: Callable[[Phase, str], None],
+        mind: Callable[[], None],
     ) -> None:
         """Start the trial.
 
-        `index` gives a model's place in a slot by its key, `remembered` the shapes met cold, `say` hears the phase and the step.
+        `index` gives a model's place in a slot by its key, `remembered` the shapes met cold, `say` hears the phase and the step,
+        `mind` is called again and again during a load.
         Raises `ConfigurationError` if the repository is wrong.
         """
         self.settings = settings
         self.index = index
         self.remembered = remembered
         self.say = say
+        self.mind = mind
         self.generation = Generation(number)
         self.files = repository.scan(settings.models)
         self.stamps = {files.key: files.stamp() for files in self.files}
@@ -85,7 +91,7 @@ class Build:
         self.say(Phase.LOADING, where)
         self._same(files)
         try:
-            with innocent(where), _deadline(files, self.settings.boot_timeout):
+            with innocent(where), _deadline(files, self.settings.boot_timeout, self.mind):
                 python = operator.load(files)
                 engine = engine_for(files.path)  # its import is shared, if not its session
                 session = engine.load(files.path, 1) if finding.rung == Rung.LIVE else None
@@ -120,16 +126,23 @@ def _stamp(files: ModelFiles) -> Stamp:
 
 
 @contextmanager
-def _deadline(files: ModelFiles, seconds: float) -> Iterator[None]:
-    """Bound a load that a child has already done in less: by an exception, and where no Python runs by an end with stacks."""
+def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> Iterator[None]:
+    """Bound a load that a child has already done in less, and do meanwhile what must not wait.
 
-    def late(_number: int, _frame: FrameType | None) -> None:
+    By an exception from a timer's signal, and where no Python runs by an end with stacks.
+    """
+    end = time.monotonic() + seconds
+
+    def turn(_number: int, _frame: FrameType | None) -> None:
+        if time.monotonic() < end:
+            mind()
+            return
         faulthandler.dump_traceback(all_threads=True)
         message = f"model {files.key}: hung for more than {seconds:g} s while the master loaded it"
         raise ModelError(message)
 
-    handler = signal.signal(signal.SIGALRM, late)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    handler = signal.signal(signal.SIGALRM, turn)
+    timer = signal.setitimer(signal.ITIMER_REAL, MIND_SECONDS, MIND_SECONDS)
     faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=True)
     try:
         yield

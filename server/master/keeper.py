@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import socket
@@ -16,6 +17,8 @@ from server.scoreboard import Scoreboard
 
 QUICK_SECONDS = 1.0
 """A process that lived shorter than this is not started anew before as much time has passed."""
+
+_log = logging.getLogger("gunicorn.error")
 
 
 class Keeper:
@@ -59,19 +62,15 @@ class Keeper:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def keep(self) -> bool:
-        """Start the process anew if it has ended, at most once a second; True if it was started."""
+    def keep(self) -> None:
+        """Start the process anew if it has ended, at most once a second."""
         if not self.ended() or time.monotonic() < self.started + QUICK_SECONDS:
-            return False
-        self.forget()
-        self.start()
-        return True
-
-    def forget(self) -> None:
-        """Let go of a process that has ended."""
+            return
         os.close(self.pidfd)
         if self.process:
             self.process.poll()
+        self.start()
+        _log.warning("The management process ended; a new one was started")
 
     def stop(self) -> None:
         """End the process for good."""

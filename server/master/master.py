@@ -45,7 +45,7 @@ class Master:
         self.keeper = Keeper(settings.management_bind, self.board)
         self.words = Words(self.board)
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
-        self.succession = Succession(settings, self.workforce, self.words, self.turn)
+        self.succession = Succession(settings, self.workforce, self.words, self.mind)
         self.kills = 0
         self.drain_ends = 0.0
         self.status = 0
@@ -54,6 +54,11 @@ class Master:
     def turn(self, more_seconds: float = 0.0) -> None:
         """State when the master's loop will have turned again."""
         self.board.set("deadline_ms", now_ms() + int((TURN_SECONDS + more_seconds) * 1000))
+
+    def mind(self) -> None:
+        """What must not wait for a load to end: the management process, and when the loop will turn again."""
+        self.keeper.keep()
+        self.turn(self.settings.boot_timeout)
 
     def start(self) -> None:
         """Start the management process: from now on somebody answers."""
@@ -65,8 +70,7 @@ class Master:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
         build = self.succession.begin()
         while not build.step(0.1):
-            self.keeper.keep()
-            self.turn(self.settings.boot_timeout)
+            self.mind()
         findings = [holding.finding for holding in build.generation.holdings]
         self.board.set("active", capacity.workers(self.settings, findings))
         arbiter.num_workers = self.succession.wanted
@@ -156,8 +160,7 @@ class Master:
         """Whatever has to happen later, or again and again."""
         self.turn()
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
-        if self.keeper.keep():
-            _log.warning("The management process ended; a new one was started")
+        self.keeper.keep()
         self.workforce.end_overdue(arbiter)
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")

@@ -25,13 +25,13 @@ _log = logging.getLogger("gunicorn.error")
 class Succession:
     """The generations of one master."""
 
-    def __init__(self, settings: Settings, workforce: Workforce, words: Words, turn: Callable[[float], None]) -> None:
-        """Begin with none. `turn` states in how many seconds the master's loop will have turned again."""
+    def __init__(self, settings: Settings, workforce: Workforce, words: Words, mind: Callable[[], None]) -> None:
+        """Begin with none. `mind` does what must not wait for a load to end."""
         self.settings = settings
         self.board: Scoreboard = workforce.board
         self.workforce = workforce
         self.words = words
-        self.turn = turn
+        self.mind = mind
         self.serving: Generation | None = None
         self.coming: Generation | None = None
         self.build: Build | None = None
@@ -55,7 +55,7 @@ class Succession:
         self.begun += 1
         self.words.reasons.clear()
         self.board.set("building", self.begun)
-        self.build = Build(self.begun, self.settings, self.words.index, self.words.remembered(), self._say)
+        self.build = Build(self.begun, self.settings, self.words.index, self.words.remembered(), self._say, self.mind)
         return self.build
 
     def boot(self) -> Generation:
@@ -163,5 +163,5 @@ class Succession:
     def _say(self, phase: Phase, doing: str) -> None:
         if not self.serving:  # a reload never shows in the phase
             self.board.enter(phase)
-        self.turn(self.settings.boot_timeout)
+        self.mind()
         self.words.say(doing)

@@ -6,6 +6,7 @@ It renews its deadline on the page, leaves when the master says so, and can be t
 from __future__ import annotations
 
 import faulthandler
+import os
 import socket
 import threading
 import time
@@ -49,6 +50,10 @@ class ThreadWorker(GunicornThreadWorker):
         if not self.asked_ns:
             self.asked_ns = time.monotonic_ns()
             self.method_queue.defer(lambda: None)  # the loop turns at once, and looks
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
+        """Leave at once. gunicorn shuts its pool down here, whose lock the interrupted thread may hold: it would wait for itself."""
+        os._exit(0)
 
     def _may_leave(self, served: serving.Serving) -> bool:
         told = bool(served.board.slots["leave"][served.slot]) or served.board.phase is Phase.STOPPING

@@ -64,7 +64,8 @@ def test_master_is_ended_by_a_native_fault(tmp_path: Path, fault: str) -> None:
 
     server.start().clean(CRASHED[fault])
 
-    server.wait_log(STACK) if fault == "deadlock()" else None
+    if fault == "deadlock()":
+        server.wait_log(STACK)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@faults
+@pytest.mark.parametrize(("stage", "fault", "status", "line"), list(FAULTS.values())[:-1], ids=list(FAULTS)[:-1])
 def test_reload_is_refused(served: Server, stage: str, fault: str, status: int, line: str) -> None:
     """A later generation with the same fault is refused for the same reason, the old one serves on, and a mended one opens."""
     python = served.models / "m" / "1" / "model.py"
@@ -88,6 +89,19 @@ def test_reload_is_refused(served: Server, stage: str, fault: str, status: int, 
     assert served.infer("m", {"x": ("FP32", [[1, 2, 3]])})[0] == 200
     python.write_text(failing("", "pass"), encoding="utf-8")
     served.reload()
+
+
+def test_thread_in_the_master_refuses_every_reload(tmp_path: Path) -> None:
+    """A native thread that a reload left in the master cannot be ended: what serves goes on, each reload says why it cannot."""
+    *_, line = FAULTS["native-thread-in-master"]
+    put(tmp_path, "m", identity(), python=failing("", "pass"))
+
+    with Server(tmp_path) as server:
+        (tmp_path / "m" / "1" / "model.py").write_text(failing("master", "native_thread()"), encoding="utf-8")
+        server.reload(refused=line)
+        (tmp_path / "m" / "1" / "model.py").write_text(failing("", "pass"), encoding="utf-8")
+        server.reload(refused=r"model m/1: .* left 1 thread .*native thread")
+        assert server.infer("m", {"x": ("FP32", [[1, 2, 3]])})[0] == 200
 
 
 EXIT_HANGS = "__import__('atexit').register(time.sleep, 3600); Hang.here = Hang()\n"
