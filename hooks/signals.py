@@ -93,7 +93,8 @@ def install(arbiter: Arbiter, master: Master) -> None:
     for name, handler in handlers.items():
         setattr(arbiter, f"handle_{name}", handler)
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
-    arbiter.WORKER_BOOT_ERROR = arbiter.APP_LOAD_ERROR = -1
+    for status in ("WORKER_BOOT_ERROR", "APP_LOAD_ERROR"):
+        setattr(arbiter, status, -1)
     # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
     signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
     _rearm(BUSY_SECONDS)

@@ -37,7 +37,7 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
-    if not worker.alive or getattr(worker, "asked_ns", 0):  # a TERM between gunicorn's own handler and here
+    if not worker.alive or getattr(worker, "asked_ns", None):  # a TERM between gunicorn's own handler and here
         leave(0)
     processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
     boot = _boot.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import PCG64, Generator  # numpy loads it at its first use, which would be once per worker
 
 from server.models.model import Model
 from server.models.shapes import BATCH, Shape
@@ -34,11 +35,11 @@ def inputs(model: Model, shape: Shape) -> dict[str, Array]:
 def made_up(model: Model, shape: Shape) -> dict[str, Array]:
     """Inputs of `shape` out of nothing, every row another."""
     lengths = dict(zip(model.plan.axes, shape, strict=True))
-    generator = np.random.Generator(np.random.PCG64(_SEED))
+    generator = Generator(PCG64(_SEED))
     return {spec.name: _array(spec, lengths, generator) for spec in model.inputs}
 
 
-def _array(spec: TensorSpec, lengths: dict[str, int], generator: np.random.Generator) -> Array:
+def _array(spec: TensorSpec, lengths: dict[str, int], generator: Generator) -> Array:
     shape = tuple(
         lengths.get(axis or "", 1) if length == ANY else length for axis, length in zip(spec.axes, spec.shape, strict=True)
     )

@@ -40,7 +40,7 @@ def warm(model: Model, say: Callable[[str], None]) -> Iterator[Warmed]:
     """
     for shape, where in _said(model, say):
         times = _settle(partial(_run, model, shape, where))
-        yield Warmed(shape, times[0], float(np.median(times[-WINDOW:])), len(times))
+        yield Warmed(shape, times[0], sorted(times[-WINDOW:])[WINDOW // 2], len(times))
 
 
 def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:

@@ -52,7 +52,7 @@ class ThreadWorker(GunicornThreadWorker):
             self.method_queue.defer(lambda: None)  # the loop turns at once, and looks
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
-        """Leave at once. gunicorn shuts its pool down here, whose lock the interrupted thread may hold: it would wait for itself."""
+        """Leave at once. gunicorn would shut its pool down, whose lock the interrupted thread may hold: it would hang."""
         os._exit(0)
 
     def _may_leave(self, served: serving.Serving) -> bool:

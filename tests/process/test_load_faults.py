@@ -34,7 +34,12 @@ FAULTS = {
         r"model m/1: importing \S*/model\.py left 1 thread .*Python thread 'stray'",
     ),
     "native-thread": ("trial", "native_thread()", 70, r"model m/1: importing \S*/model\.py left 1 thread .*native thread"),
-    "native-thread-in-master": ("master", "native_thread()", 70, r"model m/1: loading in the master left 1 thread .*native thread"),
+    "native-thread-in-master": (
+        "master",
+        "native_thread()",
+        70,
+        r"model m/1: loading in the master left 1 thread .*native thread",
+    ),
 }
 """Name: where the fault is, the fault, the exit status of a first start, the one line in the log."""
 

@@ -32,7 +32,12 @@ FAULTS = {
     "crash-in-fork": ("fork", "os.kill(os.getpid(), 11)", 70, f"trial of the fork: the child was killed by SIGSEGV at {WHERE}"),
     "killed-in-fork": ("fork", "os.kill(os.getpid(), 9)", 75, f"trial of the fork: the child was killed by SIGKILL at {WHERE}"),
     "raises-in-trial": ("live private", "raise RuntimeError('boom')", 70, f"{WHERE}: raised RuntimeError: boom"),
-    "no-memory-in-trial": ("live private", "raise MemoryError", 75, f".*m/1.*memory ran out.*{WHERE}|.*memory ran out at {WHERE}"),
+    "no-memory-in-trial": (
+        "live private",
+        "raise MemoryError",
+        75,
+        f".*m/1.*memory ran out.*{WHERE}|.*memory ran out at {WHERE}",
+    ),
 }
 """Name: where the fault is, the fault, the exit status of a first start, the one line in the log."""
 
