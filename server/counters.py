@@ -6,9 +6,11 @@ import bisect
 import threading
 import time
 
+import numpy as np
+
 from server.models.model import Model
 from server.models.shapes import Shape
-from server.scoreboard import BUCKETS, COLD_SHAPES, Scoreboard
+from server.scoreboard import BUCKETS, MAX_AXES, Record, Scoreboard
 
 
 class Counters:
@@ -40,10 +42,17 @@ class Counters:
                     entry["ns"] += infer_ns
                     break
             if cold:
-                place = int(row["cold"]) % COLD_SHAPES
-                row["cold_shapes"][place] = 0
-                row["cold_shapes"][place][: len(shape)] = shape
+                self._remember(row, shape)
                 row["cold"] += 1
+
+    def _remember(self, row: Record, shape: Shape) -> None:
+        """Keep a cold shape for the next generation to warm, the newest `COLD_SHAPES` of them."""
+        padded = np.zeros(MAX_AXES, np.int32)
+        padded[: len(shape)] = shape
+        ring = row["cold_shapes"]
+        if not (ring == padded).all(axis=1).any():
+            ring[:-1] = ring[1:].copy()
+            ring[-1] = padded
 
     def answered(self, model: Model, received_ns: int, input_ns: int, output_ns: int) -> None:
         """One request got its result."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-INNOCENT: Mapping[str, str] = {
+FORK_SAFE: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -19,4 +19,4 @@ INNOCENT: Mapping[str, str] = {
 }
 """What keeps an import or a load from starting a thread or CUDA."""
 
-os.environ.update(INNOCENT)
+os.environ.update(FORK_SAFE)

@@ -78,6 +78,13 @@ def alive(pid: int, parent: int) -> bool:
     return state not in (b"Z", b"X") and int(ppid) == parent
 
 
+def trim_heap() -> None:
+    """Give back to the system what was freed: a load leaves behind as much as it read, and every fork would count it."""
+    trim = getattr(_libc, "malloc_trim", None)  # glibc's own
+    if trim:
+        trim(0)
+
+
 def tasks(pid: int | str = "self") -> dict[int, str]:
     """The threads of a process, native ones included: task id to name."""
     found = {}

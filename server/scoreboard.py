@@ -19,7 +19,7 @@ from server.states import Event, Phase, State, move
 
 MAX_MODELS = 32
 MAX_SHAPES = 64
-MAX_BATCH_SIZES = 16
+MAX_BATCH_SIZES = 64
 MAX_AXES = 8
 COLD_SHAPES = 8
 TEXT = 1 << 20

@@ -29,7 +29,7 @@ class Setting:
     parse: Callable[[str], Any]
     """Turns the text into the value; raises `ValueError` whose message is the bound."""
     default: Callable[[Parsed], Any]
-    """Gives the value where the environment says nothing, from the settings above it in the table."""
+    """Gives the value where the environment says nothing, from those that it says and those above in the table."""
     shown: str
     """The default as people read it."""
     unit: str
@@ -116,7 +116,7 @@ class Settings:
         "workers that take traffic",
         1,
         512,
-        lambda _: min(cores(), 512),
+        lambda s: min(cores(), s.get("max_workers", 512)),
         "one per core (affinity and cgroup quota counted), fewer if memory says so",
     )
     max_workers: int = _integer(
@@ -128,7 +128,11 @@ class Settings:
     )
     standby: int = _integer("warmed workers held back: the warm pool", 0, 512, lambda _: 0, "0")
     threads: int = _integer(
-        "intra-op threads of one worker", 1, 512, lambda s: max(cores() // s["workers"], 1), "cores ÷ workers, at least 1"
+        "intra-op threads of one worker",
+        1,
+        512,
+        lambda s: min(max(cores() // s["workers"], 1), 512),
+        "cores ÷ workers, at least 1",
     )
     device: str = _text(
         "where models run",
@@ -160,22 +164,21 @@ class Settings:
         contradict each other; the line has the setting, the value and the bound.
         """
         table = rows()
-        # A line break in a value must not make two lines of ours.
-        environ = {name: text if text.isprintable() else repr(text) for name, text in environ.items()}
         given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(name)}
         for name, text in given.items():
             if name not in table:
                 near = difflib.get_close_matches(name, table, n=1, cutoff=0)[0]
-                message = f"{name}={text}: no such setting; the nearest is {near}"
+                message = f"{name}={_shown(text)}: no such setting; the nearest is {near}"
                 raise ConfigurationError(message)
         values: dict[str, Any] = {}
-        for name, row in table.items():
-            attribute = name.removeprefix(PREFIX).lower()
+        for name, text in given.items():
             try:
-                values[attribute] = row.parse(given[name].strip()) if name in given else row.default(values)
+                values[_attribute(name)] = table[name].parse(text.strip())
             except ValueError as error:
-                message = f"{name}={given[name]}: {error}"
+                message = f"{name}={_shown(text)}: {error}"
                 raise ConfigurationError(message) from None
+        for name, row in table.items():
+            values.setdefault(_attribute(name), row.default(values))
         settings = cls(**values, workers_given=PREFIX + "WORKERS" in given)
         settings.check()
         return settings
@@ -194,6 +197,15 @@ class Settings:
         if self.bind == self.management_bind and not self.bind.endswith(":0"):
             message = f"{PREFIX}MANAGEMENT_BIND={self.management_bind}: must differ from {PREFIX}BIND={self.bind}"
             raise ConfigurationError(message)
+
+
+def _attribute(name: str) -> str:
+    return name.removeprefix(PREFIX).lower()
+
+
+def _shown(text: str) -> str:
+    """A value as an error shows it: a line break in it must not make two lines."""
+    return text if text.isprintable() else repr(text)
 
 
 def rows() -> dict[str, Setting]:

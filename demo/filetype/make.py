@@ -14,10 +14,10 @@ from magika import Magika
 HERE = Path(__file__).parent
 
 SAMPLES = {
-    "python": "import json\nfrom pathlib import Path\n\n\ndef main() -> None:\n    print(json.loads(Path('a').read_text()))\n\n\nmain()\n",
+    "python": "import json\nfrom pathlib import Path\n\n\ndef main() -> None:\n    print(json.loads(Path('a').read_text()))\n",
     "sql": "SELECT name, count(*) FROM users\nJOIN orders ON orders.user_id = users.id\nGROUP BY name ORDER BY name;\n",
     "c": '#include <stdio.h>\n\nint main(void)\n{\n    printf("%d\\n", 42);\n    return 0;\n}\n',
-    "shell": '#!/bin/sh\nset -eu\nfor file in *.txt; do\n    if [ -s "$file" ]; then\n        echo "$file" >> list\n    fi\ndone\n',
+    "shell": '#!/bin/sh\nset -eu\nfor file in *.txt; do\n    [ -s "$file" ] && echo "$file" >> list\ndone\n',
     "short": "hi\n",
 }
 """Texts whose types are the model's golden answers; the last is too short for the network."""

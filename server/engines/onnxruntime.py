@@ -49,7 +49,11 @@ class OnnxSession:
         self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
         self.names = [spec.name for spec in self.outputs]
-        self.bfloat16 = any(spec.datatype == "BF16" for spec in (*self.inputs, *self.outputs))
+        datatypes = {spec.datatype for spec in (*self.inputs, *self.outputs)}
+        self.bfloat16 = "BF16" in datatypes
+        if datatypes >= {"BF16", "BYTES"}:
+            message = f"{path}: has tensors of BF16 and of BYTES, which onnxruntime does not run in one model from Python"
+            raise ConfigurationError(message)
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Run once, all outputs."""
@@ -81,7 +85,7 @@ class OnnxRuntime:
             if not plain or not location.resolve().is_relative_to(path.parent.resolve()):
                 message = f"{path}: external data {name!r} lies outside the model's folder"
                 raise ConfigurationError(message)
-            if any((path.parent / part).is_symlink() for part in (Path(name), *Path(name).parents)):
+            if any((path.parent / part).is_symlink() for part in (Path(name), *Path(name).parents[:-1])):
                 message = f"{path}: external data {name!r} is a symbolic link"
                 raise ConfigurationError(message)
             if not location.is_file():
@@ -192,16 +196,16 @@ def _bytes(array: Array, spec: TensorSpec) -> Array:
 
 def _value(array: Array) -> Any:
     if array.dtype == ml_dtypes.bfloat16:
-        raw = np.ascontiguousarray(array).view(np.uint16)
+        raw = np.asarray(array, order="C").view(np.uint16)
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, _BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
 
 
 def _array(value: Any) -> Array:
     if value.element_type() != _BFLOAT16:
         array: Array = value.numpy()
         return array
-    raw = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    raw = bytearray(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()))  # writable, as every other answer is
     return np.frombuffer(raw, ml_dtypes.bfloat16).reshape(value.shape())
 
 

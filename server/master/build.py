@@ -16,13 +16,14 @@ from types import FrameType
 from server.engines.catalogue import engine_for
 from server.engines.engine import Rung
 from server.exits import ConfigurationError, ModelError, ResourceError
-from server.innocence import innocent
+from server.fork_safety import fork_safe
 from server.models import operator, repository
 from server.models.finding import Finding
 from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
+from server.processes import trim_heap
 from server.settings import Settings
 from server.states import Phase
 from server.warmup.messages import Doing
@@ -76,6 +77,7 @@ class Build:
         for files, finding in zip(self.files, findings, strict=True):
             self.generation.holdings.append(self._load(files, finding))
         gc.collect()
+        trim_heap()
         gc.freeze()  # a collection in a worker would otherwise write into every object's header, and copy the page
         self.loaded = True
         self.say(Phase.REHEARSING, "trial of the fork")
@@ -91,7 +93,7 @@ class Build:
         self.say(Phase.LOADING, where)
         self._same(files)
         try:
-            with innocent(where), _deadline(files, self.settings.boot_timeout, self.mind):
+            with fork_safe(where), _deadline(files, self.settings.boot_timeout, self.mind):
                 python = operator.load(files)
                 engine = engine_for(files.path)  # its import is shared, if not its session
                 session = engine.load(files.path, 1) if finding.rung == Rung.LIVE else None

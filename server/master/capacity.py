@@ -24,7 +24,7 @@ def workers(settings: Settings, findings: Sequence[Finding]) -> int:
     """
     limit = memory_limit()
     each = WORKER_BYTES + sum(finding.private_bytes for finding in findings)
-    room = int(limit * (1 - settings.memory_headroom)) - memory()["Pss"]
+    room = int(limit * (1 - settings.memory_headroom)) - memory().get("Pss", 0)
     fitting = max(room, 0) // each - settings.standby
     if fitting >= settings.workers:
         return settings.workers

@@ -10,7 +10,7 @@ from typing import Any
 
 from gunicorn.arbiter import Arbiter
 
-from server.innocence import guilt
+from server.fork_safety import unsafe
 from server.master.roster import Assignment, End, end_of
 from server.master.slots import Slots
 from server.models.generation import Generation
@@ -18,7 +18,7 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import Role, State
 
-GUILTY_BACKOFF = 1.0
+UNSAFE_BACKOFF = 1.0
 """Seconds that pass, at least, before a master that is unfit to fork is looked at again."""
 
 _log = logging.getLogger("gunicorn.error")
@@ -44,10 +44,10 @@ class Workforce:
         self.assignments[worker.age] = assignment
         active = len(self.slots.staying(generation.number, Role.ACTIVE))
         role = Role.ACTIVE if active < self.board.get("active") else Role.STANDBY
-        found = guilt()
+        found = unsafe()
         if found:
             assignment.refused = f"no worker can be forked: the master has {found}"
-            assignment.backoff = max(assignment.backoff, GUILTY_BACKOFF)
+            assignment.backoff = max(assignment.backoff, UNSAFE_BACKOFF)
         else:
             assignment.slot = self.slots.take(generation.number, role)
             if assignment.slot is None:

@@ -32,7 +32,7 @@ def load(path: Path, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]
     try:
         sides = _json(path) if path.suffix == ".json" else _npz(path)
         return Golden(path, _typed(sides["inputs"], inputs, every=True), _typed(sides["outputs"], outputs, every=False))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         message = f"{path}: not a golden sample of this model: {error}"
         raise ConfigurationError(message) from None
 

@@ -36,7 +36,7 @@ def load(files: ModelFiles) -> OperatorPython:
     path = files.python
     if path is None:
         return OperatorPython()
-    name = f"warmfork_model_{files.name}_{files.version}".replace(".", "_").replace("-", "_")
+    name = f"warmfork_model_{files.key.encode().hex()}"  # unique, and no dot that would make it a submodule
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         message = f"{path}: is not a Python file"
@@ -49,7 +49,7 @@ def load(files: ModelFiles) -> OperatorPython:
     except (AskedToStopError, ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
         raise
     except (Exception, SystemExit) as error:
-        message = f"{path}: {type(error).__name__}: {error}"
+        message = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigurationError(message) from error
     finally:
         sys.dont_write_bytecode = writes_bytecode

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import msgspec
 
 from server.exits import ConfigurationError
+from server.scoreboard import MAX_SHAPES
 from server.tensors import DTYPES
 
 Length = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
-Lengths = Annotated[list[Length], msgspec.Meta(min_length=1, max_length=64)]
+Lengths = Annotated[list[Length], msgspec.Meta(min_length=1, max_length=MAX_SHAPES)]
 Inside = Annotated[str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$")]
 """A relative path that does not climb."""
 
@@ -68,6 +69,11 @@ def read(path: Path) -> ModelToml:
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise ConfigurationError(message) from None
+    for side, tensors in (("inputs", parsed.inputs or []), ("outputs", parsed.outputs or [])):
+        names = [tensor.name for tensor in tensors]
+        if len(set(names)) < len(names):
+            message = f"{path}: [[{side}]] has a name twice: {', '.join(names)}"
+            raise ConfigurationError(message)
     for tensor in (*(parsed.inputs or ()), *(parsed.outputs or ())):
         if tensor.datatype not in DTYPES:
             message = f"{path}: datatype of {tensor.name!r} must be one of {', '.join(DTYPES)}, not {tensor.datatype!r}"

@@ -71,8 +71,9 @@ class ThrowAwayChild:
 
     def verdict(self) -> list[Finding]:
         """What it found. Raises `ExitError` with the one line that says why it failed; call after it is over."""
-        _readable(self.pidfd, END_SECONDS)
-        how = self._end()
+        ended = _readable(self.pidfd, END_SECONDS)
+        how = self._end() if ended else None
+        self.close()
         if self.failed:
             line = self.failed.line or f"{self.name}: memory ran out at {self.doing}"
             raise UnshareableError(line) if self.failed.unshareable else by_status(self.failed.status, line)
@@ -164,7 +165,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
         say(Failed(error.status, str(error), isinstance(error, UnshareableError)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         _log.exception("trial failed")
-        say(Failed(ModelError.status, f"trial: {type(error).__name__}: {error}"))
+        say(Failed(ModelError.status, f"trial: {type(error).__name__}: {' '.join(str(error).split())}"))
     else:
         say(Done())
     return 0

@@ -82,14 +82,14 @@ def _difference(model: Model, spec: TensorSpec, expected: Array, actual: Array) 
     toml = model.files.toml
     if expected.shape != actual.shape:
         return f"output {spec.name!r} must have shape {list(expected.shape)}, has {list(actual.shape)}"
-    if spec.datatype not in FLOATS:
-        wrong = expected != actual
-        if not wrong.any():
-            return ""
-        place = tuple(int(index) for index in np.argwhere(wrong)[0])
-        return f"output {spec.name!r} at {list(place)} must be {expected[place]!r}, is {actual[place]!r}"
-    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-    if np.allclose(actual, expected, rtol=toml.rtol, atol=toml.atol, equal_nan=False):
+    bound = ""
+    if spec.datatype in FLOATS:
+        wrong = ~np.isclose(actual.astype(np.float64), expected.astype(np.float64), rtol=toml.rtol, atol=toml.atol)
+        bound = f", rtol is {toml.rtol:g} and atol {toml.atol:g}"
+    else:
+        wrong = np.asarray(expected != actual)
+    if not wrong.any():
         return ""
-    worst = float(np.nanmax(np.abs(actual - expected)))
-    return f"output {spec.name!r} differs by up to {worst:.3g}, rtol is {toml.rtol:g} and atol {toml.atol:g}"
+    place = tuple(int(index) for index in np.argwhere(wrong)[0])
+    wanted, came = (array[place] if spec.datatype == "BYTES" else array[place].item() for array in (expected, actual))
+    return f"output {spec.name!r} at {list(place)} must be {wanted!r}, is {came!r}{bound}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from server.engines.catalogue import engine_for
 from server.engines.engine import Engine, Rung, Session
 from server.exits import UnshareableError
-from server.innocence import innocent
+from server.fork_safety import fork_safe
 from server.models import operator
 from server.models.finding import Finding
 from server.models.holding import Holding
@@ -40,10 +40,10 @@ def trial(found: Sequence[ModelFiles], settings: Settings, remembered: dict[str,
     def work(say: Say) -> None:
         for files in found:
             say(Doing(f"model {files.key}: importing its Python"))
-            with innocent(f"model {files.key}: importing {files.python}"):
+            with fork_safe(f"model {files.key}: importing {files.python}"):
                 python = operator.load(files)
             say(Doing(f"model {files.key}: importing its engine"))
-            with innocent(f"model {files.key}: importing its engine"):
+            with fork_safe(f"model {files.key}: importing its engine"):
                 engine = engine_for(files.path)
             say(Doing(f"model {files.key}: checking its files"))
             engine.check(files.path)
@@ -95,7 +95,7 @@ class _Attempt:
             session = self.engine.load(self.files.path, self.settings.threads)
             say(self._run(session, rung, why, time.monotonic() - start, say))
             return
-        with innocent(f"model {self.files.key}: loading"):
+        with fork_safe(f"model {self.files.key}: loading"):
             session = self.engine.load(self.files.path, 1)
         took = time.monotonic() - start
         seconds = _RUN * self.settings.boot_timeout

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
-from typing import Any
-from wsgiref.util import setup_testing_defaults
+import sys
+from wsgiref.handlers import SimpleHandler
+from wsgiref.types import WSGIApplication
 
 from server.warmup.rehearsal import Exchange
 
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-
-def through_app(app: App) -> Exchange:
+def through_app(app: WSGIApplication) -> Exchange:
     """An exchange that calls `app` with the request as its environ."""
 
     def exchange(request: bytes) -> bytes:
         head, _, body = request.partition(b"\r\n\r\n")
         line, *fields = head.decode().split("\r\n")
         method, path, _ = line.split(" ")
-        environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(body)}
+        environ = {"REQUEST_METHOD": method, "SCRIPT_NAME": "", "PATH_INFO": path, "QUERY_STRING": ""}
+        environ |= {"SERVER_NAME": "warmfork", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1"}
         for field in fields:
             name, _, value = field.partition(": ")
             key = name.upper().replace("-", "_")
             environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
-        setup_testing_defaults(environ)
-        status: list[str] = []
-        content = b"".join(app(environ, lambda given, _headers: status.append(given)))
-        return f"HTTP/1.1 {status[0]}\r\n\r\n".encode() + content
+        answer = io.BytesIO()
+        SimpleHandler(io.BytesIO(body), answer, sys.stderr, environ).run(app)
+        return answer.getvalue()
 
     return exchange

@@ -94,4 +94,4 @@ def test_not_handed_on() -> None:
     """The bells do not go over an exec, and the points are passed in order."""
     assert not any(os.get_inheritable(bell) for bell in Barrier(SLOTS).bells)
     assert [Point.BOOTED, Point.PROVEN, Point.REHEARSED] == sorted(Point)
-    assert 0 == Point.BOOTED  # what a slot that was just given out says
+    assert not Point.BOOTED  # what a slot that was just given out says

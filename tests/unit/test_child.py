@@ -40,7 +40,11 @@ def _nothing_left() -> Iterator[None]:
 
 def child(work: Callable[[Say], object], patience: float = LONG, relay: Say | None = None) -> ThrowAwayChild:
     """A child that does `work`."""
-    return ThrowAwayChild("the child", lambda say: (work(say), None)[1], patience, relay)
+
+    def only(say: Say) -> None:
+        work(say)
+
+    return ThrowAwayChild("the child", only, patience, relay)
 
 
 def failure(work: Callable[[Say], object], patience: float = LONG) -> ExitError:
@@ -80,9 +84,12 @@ def test_result() -> None:
 
 def test_much_to_say() -> None:
     """More than a pipe holds arrives whole."""
-    many = [Finding(f"m/{n}", "fake", "live", "x" * 5000, batched=True, shapes=[], private_bytes=0, load_seconds=0) for n in range(100)]
+    many = [
+        Finding(f"m/{n}", "fake", "live", "x" * 5000, batched=True, shapes=[], private_bytes=0, load_seconds=0)
+        for n in range(100)
+    ]
 
-    assert many == child(lambda say: [say(finding) for finding in many]).run()
+    assert many == child(lambda say: list(map(say, many))).run()
 
 
 def test_steps_do_not_block() -> None:
@@ -140,7 +147,7 @@ def test_unexpected(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("hang", [lambda: time.sleep(HANG), lambda: ctypes.PyDLL(None).sleep(HANG)], ids=["python", "native"])
 def test_hang(capfd: pytest.CaptureFixture[str], hang: Callable[[], object]) -> None:
-    """A child that is silent too long, also in native code that holds the GIL, shows its stacks and is ended; the line names the step."""
+    """A child that is silent too long, also in native code that holds the GIL, shows its stacks; the line names the step."""
 
     def deep_in_the_model(say: Say) -> None:
         say(Doing("step two"))
@@ -221,8 +228,9 @@ def test_grandchild_keeps_the_pipe() -> None:
     ours, theirs = os.pipe()
 
     def work(say: Say) -> None:
+        os.close(theirs)
         if not os.fork():
-            os.read(ours, 1)
+            os.read(ours, 1)  # until this test is over
             os._exit(0)
         say(FINDING)
 

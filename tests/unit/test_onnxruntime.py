@@ -128,7 +128,11 @@ def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def run(self, *_: Any) -> None:
             raise RuntimeError(self.text)
 
-    for text, kind in (("bfc_arena: Failed to allocate memory for 9", MemoryError), ("std::bad_alloc", MemoryError), ("x", RuntimeError)):
+    for text, kind in (
+        ("bfc_arena: Failed to allocate memory for 9", MemoryError),
+        ("std::bad_alloc", MemoryError),
+        ("x", RuntimeError),
+    ):
         monkeypatch.setattr(session, "session", Failing(text))
         with pytest.raises(kind, match=text):
             session.run({"x": values("FP32")})

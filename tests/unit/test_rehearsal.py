@@ -12,7 +12,7 @@ import pytest
 from server.exits import ModelError
 from server.tensors import DTYPES
 from server.warmup import rehearsal, samples
-from tests.unit.fakes import model, rows
+from tests.unit.fakes import model, rows, save
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -71,7 +71,7 @@ def test_every_shape_both_ways() -> None:
 
 def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
     """A golden sample that is no text is sent as binary tensors alone."""
-    np.savez(tmp_path / "a.npz", **{"inputs/x": np.array([[b"\xff", b"", b"a"]]), "outputs/y": np.array([[b"", b"", b""]])})
+    save(tmp_path / "a.npz", {"inputs/x": np.array([[b"\xff", b"", b"a"]]), "outputs/y": np.array([[b"", b"", b""]])})
     kinds = (rows("x", "BYTES"),), (rows("y", "BYTES"),)
     made = model(lambda inputs: inputs, *kinds, folder=tmp_path / "1", golden=["a.npz"])
     headers = []
@@ -89,7 +89,10 @@ def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "part"),
     [
-        (b'HTTP/1.1 500 Internal Server Error\r\nX: 200 \r\n\r\n{"error":\n"broken"}', 'answered HTTP/1.1 500 Internal Server Error: {"error": "broken"}'),
+        (
+            b'HTTP/1.1 500 Internal Server Error\r\nX: 200 \r\n\r\n{"error":\n"broken"}',
+            'answered HTTP/1.1 500 Internal Server Error: {"error": "broken"}',
+        ),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answered HTTP/1.1 503 Service Unavailable: "),
         (b"", "answered nothing: "),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n\xff", "answered HTTP/1.1 400 Bad Request: "),

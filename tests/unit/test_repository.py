@@ -108,8 +108,8 @@ def test_too_many(tmp_path: Path) -> None:
 def test_files_that_are_none(tmp_path: Path, which: str, what: str) -> None:
     """A file that is named but missing, empty or no file is refused by its path; looking at it does not hang."""
     put(tmp_path, "m/model.toml", 'python = "p.py"\ngolden = ["g.json"]')
-    for path in ("1/model.onnx", "1/p.py", "g.json"):
-        put(tmp_path / "m", path)
+    for name in ("1/model.onnx", "1/p.py", "g.json"):
+        put(tmp_path / "m", name)
     path = tmp_path / "m" / which
     path.unlink()
     match what:

@@ -77,5 +77,11 @@ def test_golden_of_another_shape(tmp_path: Path) -> None:
     assert (1, 5) == samples.inputs(named, (5,))["x"].shape
 
     still = TensorSpec("x", "FP32", (1, 2), (None, None))
-    fixed = model(inputs=(still,), outputs=(TensorSpec("y", "FP32", (1, 2), (None, None)),), folder=tmp_path / "1", golden=names, batch_sizes=None)
+    fixed = model(
+        inputs=(still,),
+        outputs=(TensorSpec("y", "FP32", (1, 2), (None, None)),),
+        folder=tmp_path / "1",
+        golden=names,
+        batch_sizes=None,
+    )
     assert np.array_equal([[1, 2]], samples.inputs(fixed, ())["x"])

@@ -19,7 +19,7 @@ from server.settings import Settings
 from server.states import Phase
 from tests.unit.fakes import FakeSession, echo, model
 
-SECRET = "/secret/path"
+HIDDEN = "/hidden/path"
 
 
 def served(*models: Any, environ: dict[str, str] | None = None) -> Serving:
@@ -96,15 +96,15 @@ def test_infer() -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (RuntimeError(SECRET), ModelFailedError, "model 'm' failed"),
-        (ValueError(SECRET), ModelFailedError, "model 'm' failed"),
-        (KeyError(SECRET), ModelFailedError, "model 'm' failed"),
-        (MemoryError(SECRET), BusyError, "model 'm' ran out of memory for this request"),
+        (RuntimeError(HIDDEN), ModelFailedError, "model 'm' failed"),
+        (ValueError(HIDDEN), ModelFailedError, "model 'm' failed"),
+        (KeyError(HIDDEN), ModelFailedError, "model 'm' failed"),
+        (MemoryError(HIDDEN), BusyError, "model 'm' ran out of memory for this request"),
         (BadInputError("input 'x' is not right"), BadInputError, "input 'x' is not right"),
     ],
 )
 def test_errors(caplog: pytest.LogCaptureFixture, error: Exception, kind: type[RefusalError], message: str) -> None:
-    """What a model raises becomes a refusal that gives nothing away; a defect of the model's goes into the log, and the worker serves on."""
+    """What a model raises becomes a refusal that gives nothing away; the worker serves on."""
     made = model(raising(error))
     serving = served(made)
 
@@ -123,18 +123,18 @@ def test_doing() -> None:
     seen = []
 
     def run(inputs: Any) -> Any:
-        seen.append(serving.board.slots["doing"][1])
+        seen.append(worker.board.slots["doing"][1])
         return {"y": inputs["x"] / (inputs["x"][0, 0] != 9)} if inputs["x"][0, 0] != 9 else raising(RuntimeError("nine"))(inputs)
 
     made = model(run)
-    serving = served(made)
-    serving.infer(made, x())
-    assert b"" == serving.board.slots["doing"][1]
+    worker = served(made)
+    worker.infer(made, x())
+    assert b"" == worker.board.slots["doing"][1]
     with pytest.raises(ModelFailedError):
-        serving.infer(made, {"x": np.full((1, 3), 9, np.float32)})
+        worker.infer(made, {"x": np.full((1, 3), 9, np.float32)})
 
     assert [b"model m/1", b"model m/1"] == seen
-    assert [b"", b""] == serving.board.slots["doing"].tolist()
+    assert [b"", b""] == worker.board.slots["doing"].tolist()
 
 
 def bad(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -147,12 +147,16 @@ def bad(inputs: dict[str, Any]) -> dict[str, Any]:
     ("python", "kind", "message"),
     [
         (OperatorPython(preprocess=bad), BadInputError, "line 1 is not a number"),
-        (OperatorPython(preprocess=raising(TypeError(SECRET))), ModelFailedError, "model 'm' failed"),
+        (OperatorPython(preprocess=raising(TypeError(HIDDEN))), ModelFailedError, "model 'm' failed"),
         (OperatorPython(preprocess=lambda _: {"x": np.zeros((1, 3))}), ModelFailedError, "preprocess must give 'x' as FP32"),
         (OperatorPython(preprocess=lambda _: {}), ModelFailedError, "preprocess must give 'x' as FP32 with 2 axes, gave nothing"),
-        (OperatorPython(postprocess=lambda *_: {"y": np.zeros(3, np.float32)}), ModelFailedError, "postprocess must give 'y' as FP32"),
+        (
+            OperatorPython(postprocess=lambda *_: {"y": np.zeros(3, np.float32)}),
+            ModelFailedError,
+            "postprocess must give 'y' as FP32",
+        ),
         (OperatorPython(postprocess=lambda *_: bad({})), ModelFailedError, "model 'm' failed"),
-        (OperatorPython(postprocess=lambda *_: None), ModelFailedError, ""),  # type: ignore[arg-type, return-value]
+        (OperatorPython(postprocess=lambda *_: None), ModelFailedError, ""),  # type: ignore[arg-type]
         (OperatorPython(preprocess=lambda _: None), ModelFailedError, ""),  # type: ignore[arg-type, return-value]
     ],
 )
@@ -164,7 +168,7 @@ def test_operator_errors(python: OperatorPython, kind: type[RefusalError], messa
         served(made).infer(made, x())
 
     assert str(refused.value).startswith(message)
-    assert SECRET not in str(refused.value)
+    assert HIDDEN not in str(refused.value)
 
 
 def test_limits() -> None:

@@ -112,7 +112,9 @@ def test_refused(name: str, text: str) -> None:
     assert text.split("\n", maxsplit=1)[0] in str(refused.value)
 
 
-@pytest.mark.parametrize("name", [name for name, row in settings.rows().items() if " to " in row.bound and row.bound[0].isdigit()])
+@pytest.mark.parametrize(
+    "name", [name for name, row in settings.rows().items() if " to " in row.bound and row.bound[0].isdigit()]
+)
 def test_bounds_hold(name: str) -> None:
     """Both ends of the bound that the table shows are inside it, and what is just past them is not."""
     row = settings.rows()[name]
@@ -184,7 +186,10 @@ def test_service_links(service: str, link: str) -> None:
         ({"WORKERS": "3", "MAX_WORKERS": "2"}, "WARMFORK_WORKERS=3: must be at most WARMFORK_MAX_WORKERS=2"),
         ({"WORKERS": "2", "READY_MIN": "3"}, "WARMFORK_READY_MIN=3: must be at most WARMFORK_WORKERS=2"),
         ({"WORKERS": "2", "STANDBY": "1", "READY_QUORUM": "4"}, "WARMFORK_READY_QUORUM=4: must be at most .* = 3"),
-        ({"BIND": "h:8000", "MANAGEMENT_BIND": "h:8000"}, "WARMFORK_MANAGEMENT_BIND=h:8000: must differ from WARMFORK_BIND=h:8000"),
+        (
+            {"BIND": "h:8000", "MANAGEMENT_BIND": "h:8000"},
+            "WARMFORK_MANAGEMENT_BIND=h:8000: must differ from WARMFORK_BIND=h:8000",
+        ),
     ],
 )
 def test_contradictions(environ: dict[str, str], line: str) -> None:

@@ -40,7 +40,7 @@ some = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 @given(sizes=some, lengths=some, batch=st.integers(1, 9), length=st.integers(1, 9), exact=st.booleans())
 def test_round_trip(sizes: list[int], lengths: list[int], batch: int, length: int, exact: bool) -> None:  # noqa: FBT001
-    """A request runs in the smallest declared shape that holds it and gets its own elements back; or the refusal names the limit."""
+    """A request runs in the smallest declared shape that holds it and gets its own back, or the refusal names the limit."""
     made = text_plan(sizes, lengths)
     inputs = text_inputs(batch, length)
     came = made.measure(inputs)
@@ -104,7 +104,7 @@ def test_measure_disagreement() -> None:
     """Two inputs that differ in an axis that they share are refused by name."""
     inputs = {"tokens": np.zeros((2, 3), np.int64), "words": np.full((2, 4, 2), b"", object)}
 
-    with pytest.raises(BadInputError, match="^axis 'length' is 3 in input 'tokens' and 4 in input 'words'$"):
+    with pytest.raises(BadInputError, match=r"^axis 'length' is 3 in input 'tokens' and 4 in input 'words'$"):
         text_plan([2], [8]).measure(inputs)
 
 
@@ -152,7 +152,12 @@ def test_remembered() -> None:
         (IMAGE, [1], {}, "batch_sizes needs a free leading axis, that of input 'image' is 3"),
         (FIXED, None, {"n": [1]}, "axis 'n' is declared, the model's free axes are none"),
         (IMAGE, None, {"hight": [1]}, "axis 'hight' is declared, the model's free axes are 'n', 'height', 'width'"),
-        (TOKENS, list(range(1, 10)), {"length": range(1, 9)}, f"the model has 72 declared shapes, at most {MAX_SHAPES} can be served"),
+        (
+            TOKENS,
+            list(range(1, 10)),
+            {"length": range(1, 9)},
+            f"the model has 72 declared shapes, at most {MAX_SHAPES} can be served",
+        ),
         (TensorSpec("x", "FP32", (ANY,) * 9, tuple("abcdefghi")), None, {}, "the model has 9 free axes, at most 8 can be served"),
     ],
 )

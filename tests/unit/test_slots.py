@@ -131,7 +131,7 @@ def test_views(slots: Slots) -> None:
 
 
 def test_overdue(slots: Slots) -> None:
-    """A worker that boots and is long past its deadline is overdue; one just past it still ends itself; one that serves is no matter."""
+    """A worker that boots and is long past its deadline is overdue; one just past it still ends itself."""
     booting, fresh, serving = take(slots, moves=2), take(slots, moves=2), take(slots, moves=5)
     assert [] == slots.overdue()
     slots.board.renew(booting, now_ms() - OWN_END_SECONDS * 1000 - 1)

@@ -50,7 +50,9 @@ def test_line_is_bounded() -> None:
         with turnstile.enter(time.monotonic_ns()):
             waiting = [pool.submit(enter) for _ in range(2)]
             reached(turnstile, 2)
-            with pytest.raises(BusyError, match=r"^2 requests are waiting in this worker, at most 2 may \(WARMFORK_MAX_QUEUE\)$") as busy:
+            with pytest.raises(
+                BusyError, match=r"^2 requests are waiting in this worker, at most 2 may \(WARMFORK_MAX_QUEUE\)$"
+            ) as busy:
                 enter()
             assert (503, 1) == (busy.value.status, busy.value.retry_after)
         assert ["in", "in"] == [each.result(LONG) for each in waiting]
@@ -61,9 +63,9 @@ def test_line_is_bounded() -> None:
 def test_no_line() -> None:
     """With room for none, a request runs where nobody does and is refused where somebody does."""
     turnstile = Turnstile(0, LONG)
-    with turnstile.enter(time.monotonic_ns()):
-        with pytest.raises(BusyError, match="at most 0 may"), turnstile.enter(time.monotonic_ns()):
-            pass
+    first, second = turnstile.enter(time.monotonic_ns()), turnstile.enter(time.monotonic_ns())
+    with first, pytest.raises(BusyError, match="at most 0 may"), second:
+        pass
     with turnstile.enter(time.monotonic_ns()):
         pass
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from server import innocence
+from server import fork_safety
 from server.exits import UnshareableError
 
 START = """
 import faulthandler, os, threading
 from server import environment
-from server.innocence import guilt, innocent
+from server.fork_safety import fork_safe, unsafe
 stop = threading.Event()
 """
 
@@ -26,12 +26,12 @@ def run(program: str) -> str:
 
 
 def test_clean() -> None:
-    """With our environment set first, neither numpy nor onnxruntime makes a process unfit, loading and running included."""
+    """With our environment set first, neither numpy nor onnxruntime makes a process unfit to fork."""
     program = """
 import numpy as np, onnxruntime
 a = np.ones((300, 300), np.float32)
 a @ a
-print(repr(guilt()))
+print(repr(unsafe()))
 """
     assert "''" == run(program)
 
@@ -40,16 +40,15 @@ print(repr(guilt()))
     ("program", "said"),
     [
         (
-            "t = threading.Thread(target=stop.wait, name='poller'); t.start(); print(guilt()); stop.set()",
+            "t = threading.Thread(target=stop.wait, name='poller'); t.start(); print(unsafe()); stop.set()",
             "1 thread besides the main one (Python thread 'poller')",
         ),
         (
-            "ts = [threading.Thread(target=stop.wait, name=n) for n in 'ab']; [t.start() for t in ts]; print(guilt()); stop.set()",
+            "for n in 'ab': threading.Thread(target=stop.wait, name=n).start()\nprint(unsafe()); stop.set()",
             "2 threads besides the main one (Python thread 'a', Python thread 'b')",
         ),
-        ("faulthandler.dump_traceback_later(600); print(guilt())", "1 thread besides the main one (native thread 'python"),
-        ("t = threading.Thread(target=stop.wait); t.start(); stop.set(); t.join(); print(repr(guilt()))", "''"),
-        ("os.register_at_fork(before=stop.set); print(os.fork() and repr(guilt())); os._exit(0)", ""),
+        ("faulthandler.dump_traceback_later(600); print(unsafe())", "1 thread besides the main one (native thread 'python"),
+        ("t = threading.Thread(target=stop.wait); t.start(); stop.set(); t.join(); print(repr(unsafe()))", "''"),
     ],
 )
 def test_threads(program: str, said: str) -> None:
@@ -62,15 +61,15 @@ def test_names_the_culprit() -> None:
     program = """
 t = threading.Thread(target=stop.wait, name='poller')
 try:
-    with innocent("model m/1: importing x.py"):
+    with fork_safe("model m/1: importing x.py"):
         t.start()
 except Exception as error:
     print(type(error).__name__, error)
 stop.set(); t.join()
-with innocent("nobody"):
+with fork_safe("nobody"):
     pass
 try:
-    with innocent("nobody"):
+    with fork_safe("nobody"):
         1 / 0
 except ZeroDivisionError:
     print("passed")
@@ -84,9 +83,12 @@ except ZeroDivisionError:
 
 def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """An open NVIDIA device is CUDA, and is named."""
-    monkeypatch.setattr(innocence, "tasks", dict)
+    monkeypatch.setattr(fork_safety, "tasks", dict)
     opened = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia0", "/tmp/nvidia"]  # noqa: S108 - only a name
-    monkeypatch.setattr(innocence, "_open_files", lambda: iter(opened))
+    monkeypatch.setattr(fork_safety, "_open_files", lambda: iter(opened))
 
-    with pytest.raises(UnshareableError, match="^it left CUDA, which is open on /dev/nvidia0, /dev/nvidiactl in the process"), innocence.innocent("it"):
+    with (
+        pytest.raises(UnshareableError, match=r"^it left CUDA, which is open on /dev/nvidia0, /dev/nvidiactl in the process"),
+        fork_safety.fork_safe("it"),
+    ):
         pass

@@ -16,8 +16,11 @@ ENDING_SECONDS = 1.0
 """How long a thread that has ended may still be seen: the kernel shows it until after whoever joined it goes on."""
 
 
-def guilt() -> str:
-    """Say what makes this process unfit to fork, naming the culprit where it can be named; empty if nothing does."""
+def unsafe() -> str:
+    """Say what makes this process unfit to fork, naming the culprit where it can be named; empty if nothing does.
+
+    Takes up to `ENDING_SECONDS` where it finds a thread, which may be about to end.
+    """
     strays = _strays()
     end = time.monotonic() + ENDING_SECONDS
     while strays and time.monotonic() < end:
@@ -34,10 +37,10 @@ def guilt() -> str:
 
 
 @contextmanager
-def innocent(culprit: str) -> Iterator[None]:
+def fork_safe(culprit: str) -> Iterator[None]:
     """Run a step of `culprit` after which this process must still be fit to fork; else raise `UnshareableError` naming it."""
     yield
-    found = guilt()
+    found = unsafe()
     if found:
         message = f"{culprit} left {found} in the process that forks the workers; no child would survive that"
         raise UnshareableError(message)

@@ -1,0 +1,123 @@
+"""What Linux knows of processes: a child's end, dying with the parent, signals across a fork."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+import pytest
+
+from server import processes
+
+HANG = 3600
+
+
+def hang() -> int:
+    """Do nothing for very long."""
+    time.sleep(HANG)
+    return 0
+
+
+def ended(pid: int) -> int:
+    """How a process ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_fork_child() -> None:
+    """A child leaves with what its function returns, or with 70 if that raises; it never comes back into the parent's code."""
+    assert 7 == ended(processes.fork_child(lambda: 7))
+    assert 70 == ended(processes.fork_child(lambda: int("x")))
+
+
+def test_child_takes_signals() -> None:
+    """A child ends by a signal at once, though its parent has a handler and holds the signal back."""
+    kept = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        processes.hold_signals()
+        pid = processes.fork_child(hang)
+        os.kill(pid, signal.SIGTERM)
+        assert -signal.SIGTERM == ended(pid)
+    finally:
+        processes.release_signals()
+        signal.signal(signal.SIGTERM, kept)
+
+
+def test_held_signals_are_not_lost() -> None:
+    """A signal that comes while signals are held is taken when they are released."""
+    taken: list[int] = []
+    kept = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
+    try:
+        processes.hold_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert [] == taken
+    finally:
+        processes.release_signals()
+        signal.signal(signal.SIGHUP, kept)
+    assert [signal.SIGHUP] == taken
+
+
+def test_dies_with_parent() -> None:
+    """A grandchild ends when the child between is killed; its descriptor is then closed."""
+    ours, theirs = os.pipe()
+
+    def parent() -> int:
+        processes.fork_child(lambda: os.write(theirs, b"x") * 0 + hang())
+        time.sleep(HANG)
+        return 0
+
+    pid = processes.fork_child(parent)
+    os.close(theirs)
+    assert b"x" == os.read(ours, 1)
+    os.kill(pid, signal.SIGKILL)
+    assert -signal.SIGKILL == ended(pid)
+
+    assert select.select([ours], [], [], 30)[0]
+    assert b"" == os.read(ours, 1)
+    os.close(ours)
+
+
+def test_parent_is_gone() -> None:
+    """A process whose parent is another one than it was leaves at once."""
+
+    def orphan() -> int:
+        processes.die_with_parent(1)
+        return 9
+
+    assert 0 == ended(processes.fork_child(orphan))
+
+
+def test_memory() -> None:
+    """Memory is told in bytes by the kernel's names; nothing of a process that has ended."""
+    held = processes.memory()
+    assert 0 < held["Pss"] <= held["Rss"]
+    assert 0 < processes.private_bytes() <= held["Rss"] * 2
+    pid = processes.fork_child(lambda: 0)
+    ended(pid)
+
+    assert {} == processes.memory(pid)
+    assert 0 == processes.private_bytes(pid)
+
+
+@pytest.mark.parametrize("name", ["plain", "a) Z (b"])
+def test_alive(name: str) -> None:
+    """A child lives until it has ended, reaped or not, whatever it calls itself; nobody else's child is ours."""
+    ours, theirs = os.pipe()
+
+    def child() -> int:
+        with open("/proc/self/comm", "w", encoding="ascii") as comm:  # noqa: PTH123 - no file to replace, only to write
+            comm.write(name)
+        os.read(ours, 1)
+        return 0
+
+    pid = processes.fork_child(child)
+    assert processes.alive(pid, os.getpid())
+    assert not processes.alive(pid, os.getppid())
+    os.write(theirs, b"x")
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not processes.alive(pid, os.getpid())
+    ended(pid)
+    assert not processes.alive(pid, os.getpid())
+    os.close(ours)
+    os.close(theirs)
