@@ -24,7 +24,11 @@ FOUND: Any = DESCRIPTION.get_all_operations()
 OPERATIONS = [found.ok() for found in FOUND]
 DESCRIBED = 300
 LIKELY = 2500
-CHECKS = [not_a_server_error, response_schema_conformance, content_type_conformance]
+LIKELY_CHECKS = [not_a_server_error, response_schema_conformance]
+CHECKS = [
+    *LIKELY_CHECKS,
+    content_type_conformance,
+]  # a likely request may ask for binary data, which the description does not know
 
 # What knows the models gets further than what knows only the description.
 DATATYPE = st.sampled_from(sorted(DTYPES))
@@ -114,7 +118,7 @@ def test_no_likely_request_breaks_the_server(server: Server, session: requests.S
     def send(request: tuple[str, object]) -> None:
         path = {"MODEL_NAME": f"identity_{request[0].lower()}", "MODEL_VERSION": "1"}
         case = operation.Case(path_parameters=path, body=request[1], media_type="application/json")
-        statuses[case.call_and_validate(base_url=server.url, session=session, checks=CHECKS).status_code] += 1
+        statuses[case.call_and_validate(base_url=server.url, session=session, checks=LIKELY_CHECKS).status_code] += 1
 
     send()
     assert set(statuses) == {200, 400}

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from server.exits import ConfigurationError, ExitError, ModelError, ResourceError, UnshareableError
@@ -32,10 +33,10 @@ def descriptors() -> set[str]:
 def _nothing_left() -> Iterator[None]:
     """After each test there is no child, no zombie and no descriptor more than before."""
     before = descriptors()
+    others = set(psutil.Process().children(recursive=True))
     yield
     assert not descriptors() - before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert not set(psutil.Process().children(recursive=True)) - others
 
 
 def child(work: Callable[[Say], object], patience: float = LONG, relay: Say | None = None) -> ThrowAwayChild:
