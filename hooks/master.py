@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from gunicorn.arbiter import Arbiter
 
@@ -30,15 +32,13 @@ def settings() -> Settings:
 def on_starting(arbiter: Arbiter) -> None:
     """Before anything is loaded: the shared page, and the process that answers the probes."""
     global master  # noqa: PLW0603 - gunicorn's hooks are functions; what they share has to live somewhere
-    try:
+    with _starting(arbiter):
         read = settings()
         _check_device(read)
         if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # else the listener is handed on
             bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
         master.start()
-    except ExitError as error:
-        _abandon(arbiter, error)
     signals.hold_around_forks()
     address = master.keeper.socket.getsockname()
     _log.info("Management at: http://%s:%d (%d)", address[0], address[1], master.keeper.pid)
@@ -46,14 +46,8 @@ def on_starting(arbiter: Arbiter) -> None:
 
 def when_ready(arbiter: Arbiter) -> None:
     """The listener is bound: try, load and prove the models, then let gunicorn fork."""
-    try:
-        with signals.end_at_once():
-            master.first(arbiter)
-    except ExitError as error:
-        _abandon(arbiter, error)
-    except AskedToStopError:
-        _close(arbiter)
-        raise
+    with _starting(arbiter):
+        master.first()
     signals.install(arbiter, master)
 
 
@@ -62,10 +56,10 @@ def pre_fork(_arbiter: Arbiter, worker: Any) -> None:
     master.fork(worker)
 
 
-def child_exit(arbiter: Arbiter, worker: Any) -> None:
+def child_exit(_arbiter: Arbiter, worker: Any) -> None:
     """Take the slot back and decide what the end means."""
     try:
-        master.ended(arbiter, worker, signals.ends.pop(worker.pid, None))
+        master.ended(worker, signals.ends.pop(worker.pid, None))
     except Exception:  # noqa: BLE001 - a defect of ours must not end a server that serves
         _log.exception("child_exit failed for worker %s", worker.pid)
 
@@ -88,7 +82,23 @@ def _check_device(read: Settings) -> None:
         raise ResourceError(message)
 
 
-def _close(arbiter: Arbiter) -> None:
+@contextmanager
+def _starting(arbiter: Arbiter) -> Iterator[None]:
+    """End the whole process if what is inside fails or is told to stop, without the destructors of what the models brought."""
+    try:
+        with signals.end_at_once(arbiter):
+            yield
+    except AskedToStopError:
+        _leave(arbiter, 0)
+    except ExitError as error:
+        _log.error("%s", error)
+        _leave(arbiter, error.status)
+    except Exception:  # noqa: BLE001 - a defect of ours, or a machine at its end; in either case somebody has to look
+        _log.exception("the start failed")
+        _leave(arbiter, ResourceError.status)
+
+
+def _leave(arbiter: Arbiter, status: int) -> NoReturn:
     """What gunicorn does not do when a start ends in a hook."""
     if "master" in globals():
         master.keeper.stop()
@@ -96,10 +106,5 @@ def _close(arbiter: Arbiter) -> None:
         listener.close()
     if arbiter.pidfile is not None:
         arbiter.pidfile.unlink()
-
-
-def _abandon(arbiter: Arbiter, error: ExitError) -> None:
-    _log.error("%s", error)
-    _close(arbiter)
     logging.shutdown()
-    os._exit(error.status)
+    os._exit(status)

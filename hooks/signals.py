@@ -7,6 +7,7 @@ handler. Nothing else of gunicorn is replaced, and all of it stands in this file
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ ends: dict[int, signal.Signals | int] = {}
 
 release = release_signals
 
+_log = logging.getLogger("gunicorn.error")
+
 
 def hold_around_forks() -> None:
     """Block signals from before each fork of the master until the child has handlers of its own, or they are lost."""
@@ -41,14 +44,19 @@ def hold_around_forks() -> None:
 
 
 @contextmanager
-def end_at_once() -> Iterator[None]:
-    """While models load, gunicorn's loop does not run yet: TERM, INT and QUIT end the start there and then, with status 0."""
+def end_at_once(arbiter: Arbiter) -> Iterator[None]:
+    """Before gunicorn's loop runs, TERM, INT and QUIT end the start there and then, with status 0; also those already queued."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise AskedToStopError(0)
 
     kept = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
     try:
+        queued = arbiter.wait_for_signals(timeout=0.0)
+        if kept.keys() & set(queued):
+            raise AskedToStopError(0)
+        for number in queued:
+            arbiter.signal(number, None)
         yield
     finally:
         for number, handler in kept.items():
@@ -61,10 +69,12 @@ def install(arbiter: Arbiter, master: Master) -> None:
     stop = {signal.SIGINT: arbiter.handle_int, signal.SIGQUIT: arbiter.handle_quit}
 
     def handle_chld() -> None:
-        ends.update(master.watch(arbiter))
-        reap()
-        master.tick(arbiter)
-        _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
+        try:
+            ends.update(master.watch(arbiter.WORKERS))
+            reap()
+            master.tick()
+        finally:
+            _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
 
     def handle_term() -> None:
         if master.drain():
@@ -87,17 +97,34 @@ def install(arbiter: Arbiter, master: Master) -> None:
         "term": handle_term,
         "int": quick(signal.SIGINT),
         "quit": quick(signal.SIGQUIT),
-        "ttin": lambda: master.grow(arbiter),
-        "ttou": lambda: master.shrink(arbiter),
+        "usr2": lambda: _log.error("USR2 refused: handing over to a new master is not built yet; what serves goes on serving"),
+        "ttin": master.grow,
+        "ttou": master.shrink,
     }
     for name, handler in handlers.items():
-        setattr(arbiter, f"handle_{name}", handler)
+        setattr(arbiter, f"handle_{name}", _guarded(name, handler, arbiter, master))
+    arbiter.num_workers = master.places
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
     for status in ("WORKER_BOOT_ERROR", "APP_LOAD_ERROR"):
         setattr(arbiter, status, -1)
     # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
     signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
     _rearm(BUSY_SECONDS)
+
+
+def _guarded(name: str, handler: Callable[[], None], arbiter: Arbiter, master: Master) -> Callable[[], None]:
+    """A handler after which gunicorn is told how many workers to keep, and whose defects do not end a master that serves."""
+
+    def guarded() -> None:
+        try:
+            handler()
+        except StopIteration:  # how a handler asks gunicorn to stop
+            raise
+        except Exception:  # noqa: BLE001 - see above
+            _log.exception("handling %s failed", name)
+        arbiter.num_workers = master.places
+
+    return guarded
 
 
 def _rearm(seconds: float) -> None:

@@ -24,7 +24,7 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
     processes.die_with_parent(worker.ppid)
     processes.default_signals()
     processes.release_signals()
-    assignment = master.workforce.assignments[worker.age]
+    assignment = master.workforce.assignments[worker]
     if assignment.slot is None:
         time.sleep(assignment.backoff)
         leave(0)
@@ -37,13 +37,14 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
-    if not worker.alive or getattr(worker, "asked_ns", None):  # a TERM between gunicorn's own handler and here
-        leave(0)
     processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
+    if not worker.alive or getattr(worker, "asked_ns", None):  # and may have done so already
+        leave(0)
     boot = _boot.pop()
     boot.warm()
     exchange = getattr(worker, "exchange", None) or through_app(worker.wsgi)
     boot.prove(serving.current(), worker.cfg.threads, exchange)
+    worker.nr = 0  # the requests of our own do not count for `max_requests`
     boot.wait()
     worker.init_signals()
     boot.open(deadline_in(worker.cfg.timeout))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 
@@ -23,11 +23,19 @@ class Point(IntEnum):
 
 
 class Barrier:
-    """The eventfds, made by the master before any fork and inherited by every worker."""
+    """The eventfds, each made by the master before the fork of its worker, and inherited by it."""
 
-    def __init__(self, slots: int) -> None:
-        """Make room for `slots` workers."""
-        self.bells: Sequence[int] = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(slots)]
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.bells: dict[int, int] = {}
+
+    def add(self, slot: int) -> None:
+        """Make the eventfd of a worker that is about to be forked."""
+        self.bells[slot] = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def drop(self, slot: int) -> None:
+        """Close the eventfd of a worker that has ended."""
+        os.close(self.bells.pop(slot))
 
     def wake(self, slot: int) -> None:
         """Have the worker in `slot` look at the page again."""

@@ -8,9 +8,9 @@ import time
 
 import numpy as np
 
-from server.models.model import Model
+from server.models.model import Model, Prepared
 from server.models.shapes import Shape
-from server.scoreboard import BUCKETS, MAX_AXES, Record, Scoreboard
+from server.scoreboard import BUCKETS, MAX_AXES, Scoreboard
 
 
 class Counters:
@@ -23,15 +23,15 @@ class Counters:
         self.on = True
         """Off while requests of our own make the worker warm."""
 
-    def ran(self, model: Model, shape: Shape, queue_ns: int, infer_ns: int, *, cold: bool) -> None:
-        """One batch ran in `shape`."""
+    def ran(self, model: Model, prepared: Prepared, queue_ns: int, infer_ns: int, *, cold: bool) -> None:
+        """One batch ran."""
         if not self.on:
             return
         row = self.slot["models"][model.index]
-        size = model.plan.rows(shape)
+        size = model.plan.rows(prepared.shape)
         with self.lock:
             row["batches"] += 1
-            row["rows"] += size
+            row["rows"] += model.plan.rows(prepared.came)
             row["queue_ns"] += queue_ns
             row["infer_ns"] += infer_ns
             sizes = row["sizes"]
@@ -41,18 +41,19 @@ class Counters:
                     entry["count"] += 1
                     entry["ns"] += infer_ns
                     break
-            if cold:
-                self._remember(row, shape)
-                row["cold"] += 1
+            row["cold"] += cold
 
-    def _remember(self, row: Record, shape: Shape) -> None:
-        """Keep a cold shape for the next generation to warm, the newest `COLD_SHAPES` of them."""
+    def remember(self, model: Model, shape: Shape) -> None:
+        """Keep a shape that was cold, and went well, for the next generation to warm; the newest `COLD_SHAPES` of them."""
+        if not self.on:
+            return
         padded = np.zeros(MAX_AXES, np.int32)
         padded[: len(shape)] = shape
-        ring = row["cold_shapes"]
-        if not (ring == padded).all(axis=1).any():
-            ring[:-1] = ring[1:].copy()
-            ring[-1] = padded
+        ring = self.slot["models"][model.index]["cold_shapes"]
+        with self.lock:
+            if not (ring == padded).all(axis=1).any():
+                ring[:-1] = ring[1:].copy()
+                ring[-1] = padded
 
     def answered(self, model: Model, received_ns: int, input_ns: int, output_ns: int) -> None:
         """One request got its result."""

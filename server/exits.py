@@ -5,11 +5,22 @@ from __future__ import annotations
 import sys
 from typing import ClassVar, NoReturn
 
+LONGEST_LINE = 1000
+
+
+def one_line(text: str) -> str:
+    """`text` as one line that any log can take, cut to `LONGEST_LINE` characters."""
+    return " ".join(text.split())[:LONGEST_LINE].encode("utf-8", "backslashreplace").decode()
+
 
 class ExitError(Exception):
-    """Something that ends a start, or refuses a reload. The message is one line."""
+    """Something that ends a start, or refuses a reload. The message is made one line."""
 
     status: ClassVar[int] = 70
+
+    def __init__(self, line: str) -> None:
+        """Say why."""
+        super().__init__(one_line(line))
 
 
 class ConfigurationError(ExitError):

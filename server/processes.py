@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_M_ARENA_MAX = -8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
@@ -76,6 +78,23 @@ def alive(pid: int, parent: int) -> bool:
     # The name stands in parentheses and may hold anything, parentheses and spaces included.
     state, ppid = stat.rpartition(b")")[2].split()[:2]
     return state not in (b"Z", b"X") and int(ppid) == parent
+
+
+def share_heap() -> None:
+    """Have all threads allocate from one heap: they take turns anyway, and glibc would give each an arena of its own."""
+    mallopt = getattr(_libc, "mallopt", None)  # glibc's own
+    if mallopt:
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def settle_heap() -> None:
+    """Before a fork: collect, give back to the system what was freed, and freeze what is left.
+
+    A collection in a child would otherwise write into every object's header, and so copy its page.
+    """
+    gc.collect()
+    trim_heap()
+    gc.freeze()
 
 
 def trim_heap() -> None:

@@ -99,6 +99,9 @@ SLOT = np.dtype(
     align=True,
 )
 
+# PERF: a slot is tens of kilobytes, nearly all of it counters that no probe asks for.
+_GLANCE = np.dtype([(name, SLOT[name]) for name in ("word", "pid", "generation", "doing")])
+
 Record = np.void
 Records = npt.NDArray[Any]
 
@@ -191,6 +194,13 @@ class Scoreboard:
         """The index under which the counters of "model/version" stand, or None."""
         found = np.flatnonzero(self.header["names"][0] == key.encode())
         return int(found[0]) if found.size else None
+
+    def glance(self) -> Snapshot:
+        """Copy what the verdicts of `server/readiness.py` need, and nothing else."""
+        slots = np.empty(len(self.slots), _GLANCE)
+        for name in _GLANCE.fields or ():
+            slots[name] = self.slots[name]
+        return Snapshot(self.header[0].copy(), slots, now_ms())
 
     def snapshot(self) -> Snapshot:
         """Copy the numbers. Counters of one slot may be an instant apart; each is whole."""

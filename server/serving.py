@@ -55,7 +55,7 @@ class Serving:
         Raises `BadInputError`, `BusyError`, `LateError` or `ModelFailedError`.
         """
         received_ns = time.monotonic_ns() if received_ns is None else received_ns
-        if self.board.phase is Phase.STOPPING:
+        if self.board.phase is Phase.STOPPING and received_ns > self.board.get("phase_since_ns"):
             message = "the server is going away"
             raise BusyError(message)
         try:
@@ -70,8 +70,10 @@ class Serving:
                     self.doing[self.slot] = b""
                 ended = time.monotonic_ns()
             cold = prepared.shape not in self.warmed[model.key]
-            self.counters.ran(model, prepared.shape, started - queued, ended - started, cold=cold)
+            self.counters.ran(model, prepared, started - queued, ended - started, cold=cold)
             result = model.finish(prepared, outputs, inputs)
+            if cold:
+                self.counters.remember(model, prepared.shape)
         except RefusalError:
             raise
         except MemoryError as error:

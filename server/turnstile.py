@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 from server.refusals import BusyError, LateError
 
+HUNG_SECONDS = 5.0
+"""An inference that takes twice as long as a request may, and this longer, is held to be hung."""
+
 
 class Turnstile:
     """Lets one thread through. Two inferences at once on one core would each take twice as long."""
@@ -49,10 +52,10 @@ class Turnstile:
             with self.counting:
                 self.waiting -= 1
 
-    def hung(self) -> float:
-        """Seconds by which the inference at hand is past the limit of a request; 0 if it is not."""
+    def hung(self) -> bool:
+        """Whether the inference at hand is so far past the limit of a request that it will not end; a slow one gets its 504."""
         entered = self.entered_ns
-        return max((time.monotonic_ns() - entered) / 1e9 - self.patience, 0.0) if entered else 0.0
+        return bool(entered) and (time.monotonic_ns() - entered) / 1e9 > 2 * self.patience + HUNG_SECONDS
 
 
 def late(patience: float) -> LateError:

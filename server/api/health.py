@@ -26,7 +26,7 @@ class Health:
     def on_get_ready(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer 200 while requests will be answered; 503 with the reasons while not."""
         board = self._served.board
-        judged = verdict(board.snapshot(), self._served.settings.ready_min, partial(alive, parent=board.get("master")))
+        judged = verdict(board.glance(), self._served.settings.ready_min, partial(alive, parent=board.get("master")))
         answer: dict[str, object] = {"ready": judged.ready}
         if not judged.ready:
             resp.status = falcon.HTTP_503

@@ -69,6 +69,9 @@ def _shape(spec: TensorSpec, given: Input) -> tuple[int, ...]:
     if any(declared not in (ANY, length) for declared, length in zip(spec.shape, given.shape, strict=True)):
         message = f"input {spec.name!r} must have shape {list(spec.shape)}, where -1 is any length; got {given.shape}"
         raise BadInputError(message)
+    if 0 in given.shape:
+        message = f"input {spec.name!r} must have at least 1 along every axis, got shape {given.shape}"
+        raise BadInputError(message)
     return tuple(given.shape)
 
 

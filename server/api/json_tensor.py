@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from server.api.request import INVALID, explain
-from server.refusals import BadInputError, ModelFailedError
+from server.refusals import BadInputError
 from server.tensors import FLOATS, Array, TensorSpec
 
 _NESTED = re.compile(rb"\[\s*\[")
@@ -41,16 +41,16 @@ def decode(spec: TensorSpec, shape: tuple[int, ...], text: bytes) -> Array:
 
 
 def encode(spec: TensorSpec, array: Array) -> list[Any]:
-    """Write an output as flat `data`. Raises `ModelFailedError` for NaN, Infinity and bytes that are no text: JSON has none."""
+    """Write an output as flat `data`. Raises `BadInputError` for what JSON has not: ask for binary data."""
     if spec.datatype == "BYTES":
         try:
             return [item.decode() for item in array.ravel().tolist()]
         except UnicodeDecodeError as error:
             message = f"output {spec.name!r} has bytes that are not UTF-8, which JSON cannot hold; ask for it as binary data"
-            raise ModelFailedError(message) from error
+            raise BadInputError(message) from error
     if spec.datatype in FLOATS and not np.isfinite(array).all():
         message = f"output {spec.name!r} has NaN or Infinity, which JSON cannot hold; ask for it as binary data"
-        raise ModelFailedError(message)
+        raise BadInputError(message)
     wide = array.astype(np.float32) if spec.datatype in _HALVES else array
     values: list[Any] = wide.ravel().tolist()
     return values

@@ -75,7 +75,7 @@ def everything(model: Model, *, binary: bool) -> list[Wanted]:
 def write(model: Model, given_id: str | None, outputs: Sequence[Wanted], tensors: Tensors) -> tuple[bytes, int | None]:
     """Give the body of the answer and the length of its JSON, which is None where nothing follows it.
 
-    Raises `ModelFailedError` naming an output that is not as declared or that JSON cannot hold.
+    Raises `ModelFailedError` naming an output that is not as declared, `BadInputError` for one that JSON cannot hold.
     """
     described, blobs = [], []
     for output in outputs:

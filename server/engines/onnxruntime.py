@@ -97,12 +97,10 @@ class OnnxRuntime:
 
     def rungs(self, path: Path, threads: int) -> Sequence[tuple[Rung, str]]:
         """The live session first, unless more than one thread is asked for: it would silently run on one."""
-        one_thread = f"a session made before the fork runs on one thread, WARMFORK_THREADS={threads}" if threads > 1 else ""
-        rungs = [] if one_thread else [(Rung.LIVE, "")]
-        if _external(path):
-            return [*rungs, (Rung.MAPPED, one_thread), (Rung.PRIVATE, one_thread)]
-        inside = "its weights are inside the model file, so they cannot be mapped"
-        return [*rungs, (Rung.PRIVATE, f"{one_thread}; {inside}" if one_thread else inside)]
+        why = f"a session made before the fork runs on one thread, WARMFORK_THREADS={threads}" if threads > 1 else ""
+        live = [] if why else [(Rung.LIVE, "")]
+        # Of mapped weights onnxruntime copies what it packs anew, so this rung saves little; what it costs a worker is measured.
+        return [*live, (Rung.MAPPED if _external(path) else Rung.PRIVATE, why)]
 
     def load(self, path: Path, threads: int) -> OnnxSession:
         """Make a session; raise `ConfigurationError` naming the file if onnxruntime refuses it."""

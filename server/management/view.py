@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from server import notice, readiness
 from server.management.memory import MemoryReader
 from server.notice import Notice
 from server.processes import alive
 from server.readiness import Verdict
-from server.scoreboard import SLOT, Scoreboard, Snapshot, now_ms
-
-# PERF: a slot is tens of kilobytes, nearly all of it counters that no probe asks for.
-_GLANCE = np.dtype([(name, SLOT[name]) for name in ("word", "pid", "generation", "doing")])
+from server.scoreboard import Scoreboard, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +26,17 @@ class View:
         """Whether `pid` is a living child of the master."""
         return alive(pid, self.master)
 
-    def glance(self) -> Snapshot:
-        """Copy what the verdicts need and nothing else."""
-        header = self.board.header[0].copy()
-        slots = np.empty(len(self.board.slots), _GLANCE)
-        for name in _GLANCE.fields or ():
-            slots[name] = self.board.slots[name]
-        return Snapshot(header, slots, now_ms())
-
     def ready(self, snapshot: Snapshot | None = None) -> Verdict:
         """The verdict of `/readyz`."""
-        return readiness.verdict(snapshot or self.glance(), self.ready_min, self.alive)
+        return readiness.verdict(snapshot or self.board.glance(), self.ready_min, self.alive)
 
     def live(self) -> Verdict:
         """The verdict of `/livez`."""
-        return readiness.live(self.glance(), self.alive)
+        return readiness.live(self.board.glance(), self.alive)
 
     def started(self) -> Verdict:
         """The verdict of `/startupz`."""
-        return readiness.started(self.glance(), self.notice())
+        return readiness.started(self.board.glance(), self.notice())
 
     def notice(self) -> Notice:
         """What the master says in words."""

@@ -23,7 +23,7 @@ from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
-from server.processes import trim_heap
+from server.processes import settle_heap
 from server.settings import Settings
 from server.states import Phase
 from server.warmup.messages import Doing
@@ -76,9 +76,7 @@ class Build:
         gc.unfreeze()  # what was frozen before may be of a generation that has gone since
         for files, finding in zip(self.files, findings, strict=True):
             self.generation.holdings.append(self._load(files, finding))
-        gc.collect()
-        trim_heap()
-        gc.freeze()  # a collection in a worker would otherwise write into every object's header, and copy the page
+        settle_heap()
         self.loaded = True
         self.say(Phase.REHEARSING, "trial of the fork")
         self.child = survival(self.generation.holdings, self.settings)
@@ -108,7 +106,7 @@ class Build:
             session=session,
             finding=finding,
             index=self.index(files.key),
-            remembered=self.remembered.get(files.key, ()),
+            remembered=tuple(tuple(shape) for shape in finding.remembered),
         )
 
     def _same(self, files: ModelFiles) -> None:

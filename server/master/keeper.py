@@ -66,10 +66,16 @@ class Keeper:
         """Start the process anew if it has ended, at most once a second."""
         if not self.ended() or time.monotonic() < self.started + QUICK_SECONDS:
             return
-        os.close(self.pidfd)
+        self.started = time.monotonic()
+        old = self.pidfd
         if self.process:
             self.process.poll()
-        self.start()
+        try:
+            self.start()
+        except OSError as error:
+            _log.error("The management process ended; a new one cannot be started, trying again: %s", error)
+            return
+        os.close(old)
         _log.warning("The management process ended; a new one was started")
 
     def stop(self) -> None:

@@ -6,16 +6,16 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
-from server.exits import ExitError, ModelError, ResourceError
+from server.exits import ExitError, ModelError, ResourceError, UnshareableError
 from server.master import capacity
 from server.master.keeper import Keeper
-from server.master.roster import End, watch
+from server.master.roster import Assignment, End, watch
 from server.master.slots import Slots
 from server.master.succession import Succession
 from server.master.words import Words
@@ -66,36 +66,39 @@ class Master:
         setproctitle(TITLE)
         self.keeper.start()
 
-    def first(self, arbiter: Arbiter) -> None:
+    def first(self) -> None:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
         build = self.succession.begin()
         while not build.step(0.1):
             self.mind()
         findings = [holding.finding for holding in build.generation.holdings]
         self.board.set("active", capacity.workers(self.settings, findings))
-        arbiter.num_workers = self.succession.wanted
-        self.succession.boot()
+        self.succession.boot(build.generation)
 
     def fork(self, worker: Any) -> None:
-        """Before a fork: decide what the worker is for."""
+        """Before a fork: decide what the worker is for. Whatever goes wrong refuses this fork alone."""
         generation = self.succession.short_of()
         if generation is None:
             message = "a worker is forked, yet there is no generation"
             raise HaltServer(message, ModelError.status)
-        self.workforce.assign(worker, generation)
+        try:
+            self.workforce.assign(worker, generation)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end a server that serves
+            _log.exception("a worker could not be assigned")
+            self.workforce.refuse(worker, generation, f"{type(error).__name__}: {error}")
 
-    def ended(self, arbiter: Arbiter, worker: Any, how: signal.Signals | int | None) -> None:
+    def ended(self, worker: Any, how: signal.Signals | int | None) -> None:
         """After the end of a worker: take back what it had, and decide what its end means."""
         assignment, end = self.workforce.dismiss(worker, how)
         if self.board.phase is Phase.STOPPING:
             return
-        if assignment.retired:
-            arbiter.num_workers -= 1
+        leaving = assignment.generation not in (self.succession.serving, self.succession.coming)
+        if assignment.retired or leaving:
             self.succession.forget(assignment.generation)
         elif end is None:
-            self._cannot_fork(assignment.refused)
+            self._refused(assignment)
         elif assignment.generation is self.succession.coming:
-            self._lost(arbiter, end)
+            self._lost(end)
         elif not end.blameless:
             self._replace(end)
         if self.succession.serving:
@@ -109,15 +112,20 @@ class Master:
             self.words.complain(line)
         _log.error("%s", line)
 
-    def _cannot_fork(self, why: str) -> None:
+    def _refused(self, assignment: Assignment) -> None:
+        """A fork was refused, and has left again."""
+        error = UnshareableError(assignment.refused)
         if not self.succession.serving:
-            self._halt(ModelError(why))
-        self.words.complain(why)
+            self._halt(error)
+        if assignment.generation is self.succession.coming:
+            self.succession.give_up(error)
+        else:
+            self.words.complain(str(error))
 
-    def _lost(self, arbiter: Arbiter, end: End) -> None:
+    def _lost(self, end: End) -> None:
         """A worker of a generation that has not opened ended."""
         if self.succession.serving:
-            self.succession.give_up(arbiter, end.error)
+            self.succession.give_up(end.error)
             return
         if end.blameless:
             return
@@ -133,7 +141,7 @@ class Master:
         self.stop()
         raise HaltServer(str(error), error.status)
 
-    def grow(self, arbiter: Arbiter) -> None:
+    def grow(self) -> None:
         """One worker more."""
         active = self.board.get("active")
         if active >= self.settings.max_workers:
@@ -142,10 +150,9 @@ class Master:
         self.board.set("active", active + 1)
         for generation in (self.succession.serving, self.succession.coming):
             if generation:
-                arbiter.num_workers += 1
                 self.workforce.promote(generation)
 
-    def shrink(self, arbiter: Arbiter) -> None:
+    def shrink(self) -> None:
         """One worker fewer."""
         active = self.board.get("active")
         if active <= self.settings.ready_min:
@@ -154,21 +161,26 @@ class Master:
         self.board.set("active", active - 1)
         for generation in (self.succession.serving, self.succession.coming):
             if generation:
-                self.workforce.shrink(arbiter, generation)
+                self.workforce.shrink(generation)
 
-    def tick(self, arbiter: Arbiter) -> None:
+    def tick(self) -> None:
         """Whatever has to happen later, or again and again."""
         self.turn()
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
         self.keeper.keep()
-        self.workforce.end_overdue(arbiter)
+        self.workforce.end_overdue()
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
-        self.succession.tick(arbiter)
+        self.succession.tick()
         if self.drain_ends and time.monotonic() >= self.drain_ends:
             self.stop()
             raise StopIteration
+
+    @property
+    def places(self) -> int:
+        """How many workers gunicorn is to keep."""
+        return self.succession.places
 
     @property
     def busy(self) -> bool:
@@ -190,11 +202,11 @@ class Master:
         self.turn(self.settings.request_timeout)  # gunicorn's loop does not turn while it waits for its workers
         self.succession.close()
 
-    def watch(self, arbiter: Arbiter) -> dict[int, signal.Signals | int]:
+    def watch(self, pids: Iterable[int]) -> dict[int, signal.Signals | int]:
         """How the workers that have just ended did so; a trial that has ended remembers it by itself."""
         if self.succession.build:
             self.succession.build.child.look()
-        return watch(arbiter.WORKERS)
+        return watch(pids)
 
     def release(self) -> None:
         """In a worker, after its fork: close what is the master's, and drop what other generations hold.
@@ -205,6 +217,6 @@ class Master:
         os.close(self.keeper.pidfd)
         if self.succession.build:
             self.succession.build.child.forget()
-        self.succession.build = self.succession.serving = self.succession.coming = None
+        self.succession.build = self.succession.built = self.succession.serving = self.succession.coming = None
         self.words.generations.clear()
         self.workforce.assignments.clear()

@@ -1,4 +1,4 @@
-"""Which worker belongs where, and why one ended: the master's view of its workers, by gunicorn's `worker.age`."""
+"""Which worker belongs where, and why one ended: the master's view of its workers, worker by worker."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from server.exits import ExitError, ModelError, ResourceError, by_status
 from server.models.generation import Generation
 from server.scoreboard import Scoreboard, now_ms, unpack
 from server.states import BOOTING, State
+
+_ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
 @dataclass
@@ -38,17 +40,13 @@ class End:
     """The state that it was in."""
     error: ExitError
     """What this end would be to a first generation."""
-    signal: signal.Signals | None = None
+    blameless: bool = False
+    """Whether somebody asked it to end: nothing is wrong with the model."""
 
     @property
     def booting(self) -> bool:
         """Whether it never became ready."""
         return self.state in BOOTING or self.state is State.FAILED
-
-    @property
-    def blameless(self) -> bool:
-        """Whether somebody asked it to end: nothing is wrong with the model."""
-        return self.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
 def watch(pids: Iterable[int]) -> dict[int, signal.Signals | int]:
@@ -68,14 +66,15 @@ def end_of(board: Scoreboard, slot: int, how: signal.Signals | int | None, boot_
     """Work out why the worker of `slot` ended, from its slot and from how the kernel saw it end."""
     state, deadline = unpack(int(board.slots["word"][slot]))
     doing = board.slots["doing"][slot].decode(errors="replace")
-    by = how if isinstance(how, signal.Signals) else None
     if state is State.FAILED:
-        return End(state, by_status(int(board.slots["status"][slot]), doing), by)
+        return End(state, by_status(int(board.slots["status"][slot]), doing))
     name = f"worker {slot} ({state.name.lower()})"
     at = f" at {doing}" if doing else ""
     if state in BOOTING and now_ms() >= deadline - 1:
-        return End(state, ModelError(f"{name}: hung for more than {boot_timeout:g} s{at} (WARMFORK_BOOT_TIMEOUT)"), by)
-    if by:
-        kind = ResourceError if by is signal.SIGKILL else ModelError
-        return End(state, kind(f"{name}: killed by {by.name}{at}"), by)
-    return End(state, ModelError(f"{name}: ended with status {how}{at}"))
+        return End(state, ModelError(f"{name}: hung for more than {boot_timeout:g} s{at} (WARMFORK_BOOT_TIMEOUT)"))
+    if how is None:  # it ended between our look and gunicorn's; trying again may help
+        return End(state, ResourceError(f"{name}: ended{at}"))
+    if isinstance(how, signal.Signals):
+        kind = ResourceError if how is signal.SIGKILL else ModelError
+        return End(state, kind(f"{name}: killed by {how.name}{at}"), how in _ASKED)
+    return End(state, ModelError(f"{name}: ended with status {how}{at}"), how == 0 and state is State.DRAINING)

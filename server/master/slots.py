@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from server.barrier import Barrier
-from server.scoreboard import Scoreboard, now_ms
+from server.scoreboard import Scoreboard, now_ms, unpack
 from server.states import BOOTING, Event, Role, State
 
 LONGEST_BACKOFF = 30
@@ -20,7 +20,7 @@ class Slots:
     def __init__(self, board: Scoreboard, boot_timeout: float) -> None:
         """Give out the slots of `board` to workers that boot within `boot_timeout` seconds."""
         self.board = board
-        self.barrier = Barrier(len(board.slots))
+        self.barrier = Barrier()
         self.boot_timeout = boot_timeout
         self.failures = 0
         """Boots that failed one after another, anywhere."""
@@ -31,6 +31,7 @@ class Slots:
         if not free:
             return None
         index = free[0]
+        self.barrier.add(index)
         slot = self.board.slots[index]
         for field in ("pid", "barrier", "leave", "phases", "status"):
             slot[field] = 0
@@ -47,14 +48,11 @@ class Slots:
         """Seconds that the next worker waits before it boots: 0, then 1, 2, 4 … 30 as boots fail one after another."""
         return float(min(1 << min(self.failures - 1, 10), LONGEST_BACKOFF)) if self.failures else 0.0
 
-    def free(self, index: int) -> State:
-        """Take back the slot of a worker that has ended; its counters stay. Gives the state that it ended in."""
-        state = self.board.state(index)
-        if state in BOOTING or state is State.FAILED:
-            self.failures += 1
+    def free(self, index: int) -> None:
+        """Take back the slot of a worker that has ended; its counters stay."""
         self.board.slots[index]["pid"] = 0
         self.board.move(index, Event.REAP)
-        return state
+        self.barrier.drop(index)
 
     def wake(self, generation: int) -> None:
         """Have a generation's workers look at the page again."""
@@ -79,5 +77,5 @@ class Slots:
     def overdue(self) -> list[int]:
         """Slots of workers that have outlived the end that they should have made of themselves."""
         limit = now_ms() - OWN_END_SECONDS * 1000
-        words = [int(word) for word in self.board.slots["word"]]
-        return [i for i, word in enumerate(words) if State(word >> 56) in BOOTING and word & ((1 << 56) - 1) < limit]
+        words = [unpack(int(word)) for word in self.board.slots["word"]]
+        return [index for index, (state, deadline) in enumerate(words) if state in BOOTING and deadline < limit]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
-
-from gunicorn.arbiter import Arbiter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from server.barrier import Point
-from server.exits import ExitError
+from server.exits import ExitError, ModelError
 from server.master.build import Build
 from server.master.words import Words
 from server.master.workforce import Workforce
 from server.models.generation import Generation
+from server.processes import settle_heap
 from server.scoreboard import Scoreboard
 from server.settings import Settings
-from server.states import Phase
+from server.states import Phase, State
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -35,6 +36,8 @@ class Succession:
         self.serving: Generation | None = None
         self.coming: Generation | None = None
         self.build: Build | None = None
+        self.built: Generation | None = None
+        """Complete, but waiting for the workers of a generation before the one that serves to leave: slots are for two."""
         self.begun = 0
         """Generations begun so far; a number is never used twice, also if its generation was refused."""
         self.again = False
@@ -42,13 +45,24 @@ class Succession:
 
     @property
     def busy(self) -> bool:
+        """Whether a generation is in the making, or still taking over."""
+        return bool(self.making or self.workforce.others(self.serving))
+
+    @property
+    def making(self) -> bool:
         """Whether a generation is in the making."""
-        return bool(self.build or self.coming)
+        return bool(self.build or self.built or self.coming)
 
     @property
     def wanted(self) -> int:
         """How many workers a generation has."""
         return self.board.get("active") + self.board.get("standby")
+
+    @property
+    def places(self) -> int:
+        """How many workers gunicorn is to keep."""
+        generations = [each for each in (self.serving, self.coming) if each]
+        return len(generations) * self.wanted + self.workforce.leaving(*generations)
 
     def begin(self) -> Build:
         """Begin to build the next generation; raises `ExitError` if the repository is wrong."""
@@ -58,26 +72,20 @@ class Succession:
         self.build = Build(self.begun, self.settings, self.words.index, self.words.remembered(), self._say, self.mind)
         return self.build
 
-    def boot(self) -> Generation:
-        """The build is complete: its workers may boot."""
-        if self.build is None:
-            message = "no generation is being built"
-            raise RuntimeError(message)
-        generation, self.build = self.build.generation, None
+    def boot(self, generation: Generation) -> None:
+        """A generation is complete: its workers may boot."""
+        self.build = self.built = None
         self.coming = self.words.generations[generation.number] = generation
         self._say(Phase.BOOTING, f"generation {generation.number}: workers boot")
-        return generation
 
     def reload(self) -> None:
         """Begin a generation beside the one that serves; one that is under way is finished first."""
-        if self.busy:
+        if self.making:
             _log.info("A reload is under way; the next begins after it")
             self.again = True
             return
-        try:
+        with self._refusing():
             self.begin()
-        except ExitError as error:
-            self.refuse(error)
 
     def short_of(self) -> Generation | None:
         """The generation that the next worker belongs to: what serves is kept at its number first."""
@@ -85,51 +93,54 @@ class Succession:
             return self.coming
         return self.serving or self.coming
 
-    def tick(self, arbiter: Arbiter) -> None:
+    def tick(self) -> None:
         """Go on with whatever is under way."""
         if self.build:
-            try:
-                complete = self.build.step(0)
-            except ExitError as error:
-                self.refuse(error)
-                return
-            if complete:
-                self.boot()
-                arbiter.num_workers += self.wanted
+            with self._refusing():
+                if self.build.step(0):
+                    self.built, self.build = self.build.generation, None
+                    self.words.say(f"generation {self.built.number}: waits for older workers to leave")
+        if self.built and not self.workforce.others(self.serving):
+            self.boot(self.built)
         if self.coming:
-            self._advance(arbiter, self.coming)
+            self._advance(self.coming)
+        if self.serving:
+            self._relieve(self.serving)
 
-    def _advance(self, arbiter: Arbiter, generation: Generation) -> None:
+    def _advance(self, generation: Generation) -> None:
         """Open the next point of the barrier when the quorum has arrived there."""
         slots = self.workforce.slots
         here = slots.staying(generation.number)
-        quorum = self.settings.ready_quorum or self.wanted
+        quorum = min(self.settings.ready_quorum or self.wanted, self.wanted)
         arrived = [int(self.board.slots["barrier"][slot]) for slot in here]
         if self.board.get("rehearsing") < generation.number and sum(point >= Point.PROVEN for point in arrived) >= quorum:
             self.board.set("rehearsing", generation.number)
             slots.wake(generation.number)
-        if sum(point >= Point.REHEARSED for point in arrived) >= quorum:
-            self._open(arbiter, generation)
+        if sum(point >= Point.REHEARSED for point in arrived) >= max(quorum, self.settings.ready_min):
+            self._open(generation)
 
-    def _open(self, arbiter: Arbiter, generation: Generation) -> None:
-        """The whole generation takes over; what served before is told to leave."""
-        old, self.serving, self.coming = self.serving, generation, None
+    def _open(self, generation: Generation) -> None:
+        """The whole generation takes over."""
+        self.workforce.cast(generation)
+        self.serving, self.coming = generation, None
         self.board.set("generation", generation.number)
         if self.board.phase is not Phase.DRAINING:
             self.board.enter(Phase.SERVING)
         self.workforce.slots.wake(generation.number)
         seconds = (time.monotonic_ns() - self.board.get("started_ns")) / 1e9
         _log.info("Generation %d is open, %.1f s after the start", generation.number, seconds)
-        if old:
-            self.workforce.retire(arbiter, old, signal.SIGTERM)
         self._settle()
 
-    def give_up(self, arbiter: Arbiter, error: ExitError) -> None:
+    def _relieve(self, serving: Generation) -> None:
+        """Tell older workers to leave, as many as there are new ones that take traffic in their place."""
+        for old in self.workforce.others(serving, self.coming):
+            missing = self.board.get("active") - len(self.workforce.slots.standing(serving.number, State.ACTIVE))
+            self.workforce.retire(old, signal.SIGTERM, keep=max(missing, 0))
+
+    def give_up(self, error: ExitError) -> None:
         """Take the coming generation down whole, since one of its workers ended; what served goes on serving."""
         generation, self.coming = self.coming, None
-        arbiter.num_workers -= 1  # for the one that ended; the others lower it as they end
-        self.workforce.retire(arbiter, generation, signal.SIGKILL)
-        self.workforce.slots.failures = 0
+        self.workforce.retire(generation, signal.SIGKILL)
         self.forget(generation)
         self.refuse(error)
 
@@ -141,17 +152,30 @@ class Succession:
         self.close()
         self._settle()
 
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Whatever goes wrong inside refuses the reload, and no more."""
+        try:
+            yield
+        except ExitError as error:
+            self.refuse(error)
+        except Exception as error:  # noqa: BLE001 - what serves goes on serving
+            _log.exception("the reload failed")
+            self.refuse(ModelError(f"{type(error).__name__}: {error}"))
+
     def close(self) -> None:
         """End what is being built."""
         if self.build:
             self.build.close()
-        self.build = None
+        self.build = self.built = None
 
     def forget(self, generation: Generation | None) -> None:
         """Let go of a generation's models once its last worker has ended."""
         if generation and generation not in (self.serving, self.coming) and not self.workforce.of(generation):
             self.words.generations.pop(generation.number, None)
             self.words.publish()
+            gc.unfreeze()  # what a model brought may hold itself in a circle
+            settle_heap()
 
     def _settle(self) -> None:
         self.board.set("building", 0)

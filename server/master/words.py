@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 
 from server.exits import ConfigurationError
 from server.models.generation import Generation
@@ -20,6 +21,8 @@ class Words:
         self.doing = ""
         self.reasons: list[str] = []
         self.missing = ""
+        self.order: list[str] = []
+        """Models by when they were last built, the newest last."""
         self.generations: dict[int, Generation] = {}
 
     def say(self, doing: str) -> None:
@@ -46,16 +49,31 @@ class Words:
             publish(self.board, msgspec.structs.replace(notice, generations=bare))
 
     def index(self, key: str) -> int:
-        """Where a model's counters stand as long as the master lives; raises `ConfigurationError` when all are taken."""
+        """Where a model's counters stand; once all places are taken, that of the model that has been gone for longest.
+
+        Raises `ConfigurationError` if no model is gone.
+        """
+        self.order = [other for other in self.order if other != key] + [key]
         known = self.board.model_index(key)
-        if known is not None:
-            return known
+        if known is None:
+            known = self._free(key)
+            self.board.header["names"][0][known] = key.encode()
+        return known
+
+    def _free(self, key: str) -> int:
         names = self.board.header["names"][0]
-        for index in range(MAX_MODELS):
-            if not names[index]:
-                names[index] = key.encode()
-                return index
-        message = f"model {key}: there are counters for {MAX_MODELS} models in the life of a master, all are taken"
+        unused = np.flatnonzero(names == b"")
+        if unused.size:
+            return int(unused[0])
+        held = {holding.files.key for generation in self.generations.values() for holding in generation.holdings}
+        for gone in self.order[:-MAX_MODELS]:
+            if gone not in held:
+                index = self.board.model_index(gone)
+                self.order.remove(gone)
+                if index is not None:
+                    self.board.slots["models"][:, index] = 0
+                    return index
+        message = f"model {key}: counters are kept for {MAX_MODELS} models at once, all are taken"
         raise ConfigurationError(message)
 
     def remembered(self) -> dict[str, tuple[Shape, ...]]:

@@ -8,8 +8,6 @@ import signal
 from contextlib import suppress
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
-
 from server.fork_safety import unsafe
 from server.master.roster import Assignment, End, end_of
 from server.master.slots import Slots
@@ -18,17 +16,17 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import Role, State
 
-UNSAFE_BACKOFF = 1.0
-"""Seconds that pass, at least, before a master that is unfit to fork is looked at again."""
+REFUSED_BACKOFF = 1.0
+"""Seconds that pass, at least, before a fork that was refused is tried again."""
 
 _log = logging.getLogger("gunicorn.error")
 
 
 class Workforce:
-    """Assignments by gunicorn's `worker.age`.
+    """Assignments by gunicorn's worker object.
 
-    gunicorn forks as many workers as it is told. The end of one that was retired lowers that number, so that gunicorn never picks
-    whom to end.
+    gunicorn forks as many workers as it is told and would end the oldest if there were more. So it is told the number of places,
+    in which whoever was retired is counted until the end: gunicorn never picks whom to end.
     """
 
     def __init__(self, board: Scoreboard, slots: Slots, settings: Settings) -> None:
@@ -36,56 +34,75 @@ class Workforce:
         self.board = board
         self.slots = slots
         self.settings = settings
-        self.assignments: dict[int, Assignment] = {}
+        self.assignments: dict[Any, Assignment] = {}
 
     def assign(self, worker: Any, generation: Generation) -> None:
         """Assign a worker that is about to be forked; where that is not possible its child leaves at once."""
-        assignment = Assignment(generation, None, self.slots.backoff())
-        self.assignments[worker.age] = assignment
-        active = len(self.slots.staying(generation.number, Role.ACTIVE))
-        role = Role.ACTIVE if active < self.board.get("active") else Role.STANDBY
         found = unsafe()
         if found:
-            assignment.refused = f"no worker can be forked: the master has {found}"
-            assignment.backoff = max(assignment.backoff, UNSAFE_BACKOFF)
-        else:
-            assignment.slot = self.slots.take(generation.number, role)
-            if assignment.slot is None:
-                assignment.refused = f"no slot is free: {len(self.board.slots)} are taken"
-                assignment.retired = True
-        if assignment.refused:
-            _log.critical("%s", assignment.refused)
+            self.refuse(worker, generation, f"no worker can be forked: the master has {found}")
+            return
+        backoff = self.slots.backoff()
+        active = len(self.slots.staying(generation.number, Role.ACTIVE))
+        slot = self.slots.take(generation.number, Role.ACTIVE if active < self.board.get("active") else Role.STANDBY)
+        if slot is None:
+            self.refuse(worker, generation, f"no slot is free: {len(self.board.slots)} are taken")
+            return
+        self.assignments[worker] = Assignment(generation, slot, backoff)
+
+    def refuse(self, worker: Any, generation: Generation, why: str) -> None:
+        """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""
+        _log.critical("%s", why)
+        self.assignments[worker] = Assignment(generation, None, max(self.slots.backoff(), REFUSED_BACKOFF), why)
 
     def dismiss(self, worker: Any, how: signal.Signals | int | None) -> tuple[Assignment, End | None]:
         """Take back what a worker had; give how it ended, None if it never had a slot."""
-        assignment = self.assignments.pop(worker.age)
+        assignment = self.assignments.pop(worker)
         if assignment.slot is None:
             self.slots.failures += 1
             return assignment, None
         end = end_of(self.board, assignment.slot, how, self.settings.boot_timeout)
+        if end.booting and not end.blameless and not assignment.retired:
+            self.slots.failures += 1
         self.slots.free(assignment.slot)
         return assignment, end
 
-    def of(self, generation: Generation | None) -> list[int]:
-        """The ages of a generation's workers."""
-        return [age for age, assignment in self.assignments.items() if assignment.generation is generation]
+    def of(self, generation: Generation | None) -> list[Any]:
+        """A generation's workers, the oldest first."""
+        found = [worker for worker, assignment in self.assignments.items() if assignment.generation is generation]
+        return sorted(found, key=lambda worker: worker.age)
 
-    def retire(self, arbiter: Arbiter, generation: Generation | None, number: signal.Signals) -> None:
-        """Have every worker of a generation leave by a signal."""
-        for age in self.of(generation):
-            self._retire(arbiter, age, number)
+    def leaving(self, *staying: Generation | None) -> int:
+        """How many workers there are whose place goes with them: retired, or of a generation that does not stay."""
+        return sum(
+            assignment.retired or all(assignment.generation is not each for each in staying)
+            for assignment in self.assignments.values()
+        )
 
-    def _retire(self, arbiter: Arbiter, age: int, number: signal.Signals) -> None:
-        assignment = self.assignments[age]
-        if assignment.retired:
-            return
+    def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> None:
+        """Have the workers of a generation leave by a signal, all but the newest `keep`."""
+        staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
+        for worker in staying[: max(len(staying) - keep, 0)]:
+            self._retire(worker, number)
+
+    def others(self, *generations: Generation | None) -> list[Generation]:
+        """Generations that still have workers, besides those named."""
+        found = {assignment.generation.number: assignment.generation for assignment in self.assignments.values()}
+        return [each for each in found.values() if all(each is not named for named in generations)]
+
+    def cast(self, generation: Generation) -> None:
+        """Decide who of a generation takes traffic: those that got there first; the rest are the warm pool."""
+        first = sorted(self.slots.staying(generation.number), key=lambda slot: -int(self.board.slots["barrier"][slot]))
+        for place, slot in enumerate(first):
+            self.board.slots["role"][slot] = Role.ACTIVE if place < self.board.get("active") else Role.STANDBY
+
+    def _retire(self, worker: Any, number: signal.Signals) -> None:
+        assignment = self.assignments[worker]
         assignment.retired = True
         if assignment.slot is not None:
             self.board.slots["leave"][assignment.slot] = 1
-        for pid, worker in arbiter.WORKERS.items():
-            if worker.age == age:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, number)
 
     def promote(self, generation: Generation) -> None:
         """Give the places of active workers that are missing to the warm pool."""
@@ -97,11 +114,11 @@ class Workforce:
             self.board.slots["role"][slot] = Role.ACTIVE
             self.slots.barrier.wake(slot)
 
-    def shrink(self, arbiter: Arbiter, generation: Generation) -> None:
-        """Have the newest active worker of a generation leave."""
-        active = [age for age in self.of(generation) if self._is_active(self.assignments[age])]
-        if active:
-            self._retire(arbiter, max(active), signal.SIGTERM)
+    def shrink(self, generation: Generation) -> None:
+        """Have the newest active workers of a generation leave, if there are more than should be."""
+        active = [worker for worker in self.of(generation) if self._is_active(self.assignments[worker])]
+        for worker in active[self.board.get("active") :]:
+            self._retire(worker, signal.SIGTERM)
 
     def _is_active(self, assignment: Assignment) -> bool:
         slot = assignment.slot
@@ -118,9 +135,9 @@ class Workforce:
             self.slots.failures = 0
         return found
 
-    def end_overdue(self, arbiter: Arbiter) -> None:
+    def end_overdue(self) -> None:
         """Kill workers that have outlived the end that they should have made of themselves."""
-        for slot in self.slots.overdue():
-            pid = int(self.board.slots["pid"][slot])
-            if pid in arbiter.WORKERS:
-                os.kill(pid, signal.SIGKILL)
+        overdue = set(self.slots.overdue())
+        for worker, assignment in self.assignments.items():
+            if assignment.slot in overdue:
+                os.kill(worker.pid, signal.SIGKILL)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from server.models.holding import Holding
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
     """Numbered from 1 in the order in which they were begun."""
 

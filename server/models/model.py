@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from server.engines.engine import Rung, Session
 from server.exits import ConfigurationError
@@ -94,7 +95,7 @@ class Model:
     def prepare(self, inputs: Tensors) -> Prepared:
         """Turn what a client sent into what the engine runs.
 
-        Raises `BadInputError` for inputs that the operator's Python refuses (`ValueError`) or that no declared shape holds, and
+        Raises `BadInputError` for inputs that the operator's Python refuses (a `ValueError` of its own) or that fit no shape, and
         `ModelFailedError` if that Python gives the engine something else than it takes.
         """
         made: Tensors = inputs
@@ -102,6 +103,8 @@ class Model:
             try:
                 made = self.python.preprocess(dict(inputs))
             except ValueError as error:
+                if not _raised_in(error, self.files.python):
+                    raise  # a library's text is not meant for clients, and may be about anything
                 raise BadInputError(str(error)) from error
             _expect(self.plan.inputs, made, "preprocess")
         came = self.plan.measure(made)
@@ -124,6 +127,14 @@ class Model:
         """The whole way, from what a client sends to what it gets."""
         prepared = self.prepare(inputs)
         return self.finish(prepared, self.run(prepared), inputs)
+
+
+def _raised_in(error: Exception, path: Path | None) -> bool:
+    """Whether it is the file at `path` itself that raised, and nothing that it called."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename == str(path)
 
 
 def _seen(specs: tuple[TensorSpec, ...], given: list[TensorTable] | None, plan: Plan) -> tuple[TensorSpec, ...]:

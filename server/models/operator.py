@@ -53,6 +53,7 @@ def load(files: ModelFiles) -> OperatorPython:
         raise ConfigurationError(message) from error
     finally:
         sys.dont_write_bytecode = writes_bytecode
+        sys.modules.pop(name, None)  # else every version that was ever loaded would stay
     return _functions(files, module)
 
 

@@ -37,7 +37,7 @@ def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None]) -> No
         (request(model, inputs, binary=binary), model.plan.describe(shape), binary)
         for shape, inputs in _inputs(model)
         for binary in (False, True)
-        if binary or _is_text(inputs)
+        if binary or (_fits_json(inputs) and _fits_json(model.infer(inputs)))
     ]
     times: list[float] = []
     end = time.monotonic() + MOST_SECONDS
@@ -92,16 +92,18 @@ def _inputs(model: Model) -> Iterator[tuple[Shape, dict[str, Array]]]:
         yield shape, samples.inputs(model, shape)
 
 
-def _is_text(inputs: Tensors) -> bool:
-    """Whether JSON can carry every item of `inputs`."""
+def _fits_json(tensors: Tensors) -> bool:
+    """Whether JSON can carry every item: it has no bytes that are not text, and no infinity."""
     try:
-        for array in inputs.values():
-            if array.dtype == object:
-                for item in array.ravel():
-                    item.decode()
+        return all(_fits(array) for array in tensors.values())
     except UnicodeDecodeError:
         return False
-    return True
+
+
+def _fits(array: Array) -> bool:
+    if array.dtype == object:
+        return all(item.decode() is not None for item in array.ravel())
+    return array.dtype.kind in "biu" or bool(np.isfinite(array).all())
 
 
 def _listed(array: Array) -> list[object]:

@@ -26,7 +26,7 @@ from server.settings import Settings
 from server.warmup import proof
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Say
-from server.warmup.warm import once
+from server.warmup.warm import once, runs_well
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -106,8 +106,9 @@ class _Attempt:
     def _run(self, session: Session, rung: Rung, why: str, took: float, say: Say) -> Finding:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
         before = private_bytes() if rung is Rung.LIVE else 0
-        model = Model(self.files, self.python, session, self.engine.platform, rung, remembered=self.remembered)
+        model = Model(self.files, self.python, session, self.engine.platform, rung)
         once(model, lambda where: say(Doing(where)))
+        model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
         say(Doing(f"model {model.key}: a row alone against the row in a batch"))
         difference = proof.rows_differ(model) if model.plan.batched else ""
         if difference:
@@ -123,6 +124,7 @@ class _Attempt:
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
             load_seconds=took,
+            remembered=[list(shape) for shape in model.remembered],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from server.exits import ModelError
+from server.exits import ExitError, ModelError
 from server.models.model import Model
 from server.models.shapes import Shape
 from server.tensors import FLOATS, Tensors, TensorSpec
@@ -21,6 +22,10 @@ SETTLED = 0.9
 """Settled: the best of a window is no better than this share of the best before it."""
 MOST_RUNS = 50
 MOST_SECONDS = 5.0
+LONGEST_REMEMBERED = 1.0
+"""Seconds that a run of a shape may take which nobody declared, to be warmed all the same."""
+
+_log = logging.getLogger("gunicorn.error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,20 @@ def once(model: Model, say: Callable[[str], None]) -> None:
     """Run each shape once, looking at the answer; raises as `warm` does."""
     for shape, where in _said(model, say):
         _run(model, shape, where)
+
+
+def runs_well(model: Model, shape: Shape) -> bool:
+    """Whether a shape that a client once sent is fit to be warmed: it must neither fail nor take long.
+
+    Clients are not trusted: what one of them sends must not be able to refuse a reload.
+    """
+    start = time.monotonic()
+    try:
+        _run(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")
+    except (ExitError, MemoryError) as error:
+        _log.warning("%s: not warmed", error)
+        return False
+    return time.monotonic() - start < LONGEST_REMEMBERED
 
 
 def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str]]:

@@ -23,7 +23,8 @@ from server.barrier import Barrier, Point
 from server.exits import ExitError, ModelError, ResourceError
 from server.models.generation import Generation
 from server.models.model import Model
-from server.scoreboard import NEVER, Scoreboard, now_ms
+from server.processes import share_heap, trim_heap
+from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
 from server.states import Event, Role
@@ -52,6 +53,7 @@ class Boot:
         self.board.slots["pid"][self.slot] = os.getpid()
         self.board.slots["device"][self.slot] = b"cpu"
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        share_heap()
         faulthandler.enable(all_threads=True)
         # No Python runs in a native call that hangs; this thread is none of Python's.
         faulthandler.dump_traceback_later(backoff + self.settings.boot_timeout, exit=True)
@@ -93,6 +95,7 @@ class Boot:
                 rehearse(model, exchange, self.say)
             serving.counters.on = True
             gc.collect()
+            trim_heap()
 
     def wait(self) -> None:
         """Wait until the generation opens as a whole, and in the warm pool until this worker is called."""
@@ -136,7 +139,7 @@ class Boot:
         before = self.board.state(self.slot)
         self.board.slots["phases"][self.slot][before] = now - self.entered
         self.entered = now
-        _, kept = divmod(int(self.board.slots["word"][self.slot]), 1 << 56)
+        _, kept = unpack(int(self.board.slots["word"][self.slot]))
         self.board.move(self.slot, event, kept if deadline_ms is None else deadline_ms)
 
     @contextmanager

@@ -36,7 +36,7 @@ class ThreadWorker(GunicornThreadWorker):
         super().notify()
         served = serving.current()
         if served.turnstile.hung():
-            self.log.critical("Worker %d: an inference is past WARMFORK_REQUEST_TIMEOUT, leaving", served.slot)
+            self.log.critical("Worker %d: an inference hangs, far past WARMFORK_REQUEST_TIMEOUT; leaving", served.slot)
             faulthandler.dump_traceback(all_threads=True)
             leave(HUNG_STATUS)
         if served.board.state(served.slot) is State.ACTIVE:
