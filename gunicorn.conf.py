@@ -17,6 +17,7 @@ threads = 16
 worker_connections = 1000
 keepalive = 75
 backlog = 2048
+forwarder_headers = ""  # no header of a client or a proxy says where the app lives
 
 # A worker whose loop stands still for longer than a request may take is ended; a request must also fit into a graceful stop.
 timeout = max(30, int(_settings.request_timeout) + 5)

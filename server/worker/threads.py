@@ -10,8 +10,11 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
+from typing import Any, cast
 
+from gunicorn.http.message import Request
 from gunicorn.workers.gthread import TConn
 from gunicorn.workers.gthread import ThreadWorker as GunicornThreadWorker
 
@@ -19,6 +22,7 @@ from server import serving
 from server.scoreboard import now_ms
 from server.states import Event, Phase, State
 from server.worker.boot import leave
+from server.worker.connections import ErrorPage, bound_silence, is_noteworthy
 
 GROUP_SECONDS = 1.0
 """How long a TERM that is not the master's own waits for word that the whole server drains."""
@@ -44,6 +48,23 @@ class ThreadWorker(GunicornThreadWorker):
         if self.asked_ns and self.alive and self._may_leave(served):
             served.board.move(served.slot, Event.LEAVE)
             super().handle_exit(0, None)
+
+    def init_process(self) -> None:
+        """Begin, with a log that is not about clients."""
+        self.log.error_log.addFilter(is_noteworthy)
+        super().init_process()
+
+    def enqueue_req(self, conn: TConn) -> None:
+        """Hand a connection to the pool; no client may hold a thread by its silence."""
+        bound_silence(conn.sock)
+        super().enqueue_req(conn)
+
+    def handle_error(self, req: Request | None, client: socket.socket, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn cannot parse as the protocol writes errors."""
+        page = ErrorPage()
+        super().handle_error(req, cast("socket.socket", page), addr, exc)
+        with suppress(OSError):
+            client.sendall(page.as_json())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
         """Leave, but finish the drain first if a TERM reached the whole process group: the master says when."""

@@ -1,0 +1,209 @@
+"""Reloads again and again: nothing piles up, nothing that a repository or a client holds ends or blocks them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from signal import SIGHUP, SIGTTOU
+
+import psutil
+import pytest
+from onnx import helper
+
+from tests.models import failing, graph, identity, put
+from tests.phases import server_in
+from tests.server import Repeat, Server
+
+PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
+MIB = 1 << 20
+TABLE = 50 * MIB
+
+
+def _settled(server: Server) -> bool:
+    """Whether nobody is left but master, management and the workers of one generation."""
+    page = server.status()
+    return not page["building"] and {worker["generation"] for worker in page["workers"]} == {page["generation"]}
+
+
+def _rss(pid: int) -> int:
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def test_nothing_piles_up(tmp_path: Path) -> None:
+    """Eight new versions, each with a table of 50 MiB: the master and a worker hold one of them, and no more descriptors."""
+    python = f"TABLE = b'x' * {TABLE}\ndef preprocess(inputs):\n    return inputs\n"
+    put(tmp_path, "m", identity(), "", python)
+    with Server(tmp_path) as server:
+        master = psutil.Process(server.process.pid)
+        server.reload()
+        server.wait(lambda: _settled(server), "the old to leave")
+        before, descriptors = _rss(master.pid), master.num_fds()
+        worker = _rss(server.wait_state("active")[0]["pid"])
+        for version in range(2, 10):
+            put(tmp_path, "m", identity(), "", python, version)
+            server.reload()
+            server.wait(lambda: _settled(server), "the old to leave")
+
+        server.wait(lambda: _rss(master.pid) < before + TABLE // 2, "the old tables to go", 5)
+        assert _rss(server.wait_state("active")[0]["pid"]) < worker + TABLE // 2
+        server.wait(lambda: master.num_fds() <= descriptors, "the old descriptors to go", 5)
+        assert server.infer("m", PLAIN)[1]["model_version"] == "9"
+
+
+def test_many_versions(tmp_path: Path) -> None:
+    """The page has places for 32 models at once; the 35th version of one in a row is served and counted from one all the same."""
+    put(tmp_path, "m", identity(), "")
+    with Server(tmp_path) as server:
+        for version in range(2, 36):
+            assert server.infer("m", PLAIN)[1]["model_version"] == str(version - 1)
+            put(tmp_path, "m", identity(), "", version=version)
+            server.reload()
+        assert server.infer("m", PLAIN)[1]["model_version"] == "35"
+        (model,) = server.status()["models"]
+        assert model["version"] == 35
+        text = server.request("GET", "/metrics", management=True)[2].decode()
+        assert re.findall(r'^warmfork_requests_total\{.*version="35".*\} (\S+)$', text, re.MULTILINE) in ([], ["1.0"], ["1"])
+
+
+def _not_text(root: Path) -> None:
+    (root / os.fsdecode(b"\xff")).mkdir()
+
+
+def _long_error(root: Path) -> None:
+    (root / "m" / "1" / "model.py").write_text("raise ValueError('no luck ' * 250_000)\n", encoding="utf-8")
+
+
+def _odd_error(root: Path) -> None:
+    (root / "m" / "1" / "model.py").write_text(r"raise ValueError('\udcff and a' '\n' 'line')", encoding="utf-8")
+
+
+def _unreadable(root: Path) -> None:
+    (root / "m" / "1" / "model.onnx").unlink()
+    (root / "m" / "1" / "model.onnx").symlink_to("/proc/self/mem")
+
+
+def _vanishes(root: Path) -> None:
+    (root / "m" / "1" / "extra").touch()
+    code = failing("trial", "os.unlink(__file__.replace('model.py', 'extra'))")
+    (root / "m" / "1" / "model.py").write_text(code, encoding="utf-8")
+
+
+def _unfit_for_json(root: Path) -> None:
+    code = failing("trial", "[os.write(fd, b'{no message}\\n') for fd in range(3, 64) if os.path.exists(f'/proc/self/fd/{fd}')]")
+    (root / "m" / "1" / "model.py").write_text(code, encoding="utf-8")
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no text": (_not_text, r".*\\(udcff|xff).*: a model's name must match"),
+    "long error": (_long_error, r".*ValueError: (no luck ){10}"),
+    "odd error": (_odd_error, r".*ValueError: \\(udcff|xff) and a line"),
+    "unreadable": (_unreadable, r".*model\.onnx: Input/output error"),
+    "vanishes": (_vanishes, r".*extra: changed while it was being loaded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_repository(case: str, tmp_path: Path) -> None:
+    """What is wrong on disk refuses the reload in one line of the log, and no more: the same workers serve on."""
+    spoil, line = BAD[case]
+    folder = put(tmp_path, "m", identity(), "", failing("", "pass"))
+    good = (folder / "1" / "model.py").read_bytes(), (folder / "1" / "model.onnx").read_bytes()
+    with Server(tmp_path, workers=2) as server:
+        spoil(tmp_path)
+        server.reload(refused=line)
+        assert server.process.poll() is None
+        assert server.infer("m", PLAIN)[0] == 200
+        assert max(len(said) for said in server.lines) < 1500
+
+        for path in tmp_path.glob("\udcff"):
+            path.rmdir()
+        (folder / "1" / "model.onnx").unlink()
+        (folder / "1" / "model.py").write_bytes(good[0])
+        (folder / "1" / "model.onnx").write_bytes(good[1])
+        server.reload()
+
+
+def test_link_to_nowhere(tmp_path: Path) -> None:
+    """A link that no system call can follow, beside a model's file, ends nobody, whether the reload is refused for it or not."""
+    folder = put(tmp_path, "m", identity(), "")
+    with Server(tmp_path) as server:
+        server.expect("generation 2 was refused: .*too long", "Traceback")
+        (folder / "1" / "link").symlink_to("x" * 300)
+        server.send(SIGHUP)
+        server.wait(lambda: re.search("generation 2 was refused|Generation 2 is open", server.log), "the reload")
+        assert server.infer("m", PLAIN)[0] == 200
+        (folder / "1" / "link").unlink()
+        server.wait(lambda: _settled(server), "its end")
+        server.reload()
+
+
+def test_what_clients_send_blocks_no_reload(tmp_path: Path) -> None:
+    """Shapes that nobody declared are met, and fail, give NaN or take long: the next reload is not the worse for it."""
+    free = graph([helper.make_node("Identity", ["x"], ["y"])], {"x": ("FP32", ["n"])}, {"y": ("FP32", ["n"])})
+    python = """
+import time
+def preprocess(inputs):
+    time.sleep(1.5 if len(inputs["x"]) == 9 else 0)
+    return inputs
+
+def postprocess(outputs, inputs):
+    if len(outputs["y"]) == 7:
+        raise RuntimeError("seven")
+    return {"y": outputs["y"] * float("nan")} if len(outputs["y"]) == 5 else outputs
+"""
+    put(tmp_path, "m", free, "", python)
+    with Server(tmp_path, boot_timeout=10) as server:
+        server.expect("model m/1 failed on a request", "Traceback")
+        answers = {length: server.infer("m", {"x": ("FP32", [1.0] * length)})[0] for length in (3, 5, 7, 9)}
+        assert (answers[3], answers[9]) == (200, 200)
+        assert answers[5] >= 400
+        assert answers[7] == 500
+        server.reload()
+        (worker,) = server.wait_state("active")
+        assert "n=3" in worker["models"]["m/1"]
+        assert not {"n=5", "n=7", "n=9"} & set(worker["models"]["m/1"])
+
+
+def test_reloads_while_an_old_worker_is_busy(tmp_path: Path) -> None:
+    """Two reloads, while the one worker of the first generation finishes a long request: all three come to their ends."""
+    with server_in("request", tmp_path, workers=1, max_workers=1) as scene:
+        server = scene.server
+        for number in (2, 3):
+            server.send(SIGHUP)
+            if number == 2:
+                server.wait_log("Generation 2 is open")
+        server.wait(lambda: "waits for older workers to leave" in str(server.probe("/status")[1]), "generation 3 to wait")
+        assert scene.ask() == 200
+        assert not scene.held[0].done()
+        scene.gated.open("request")
+        assert scene.held[0].result()[0] == 200
+        server.wait_log("Generation 3 is open")
+        server.wait(lambda: _settled(server) and len(server.processes()) == 3, "the old to leave")
+        assert server.status()["reasons"] == []
+        server.reload()
+
+
+def test_refused_reload_delays_nobody(tmp_path: Path) -> None:
+    """After a generation that failed in its workers the next one boots at once: who was taken down with it has not failed."""
+    folder = put(tmp_path, "m", identity(), "", failing("", "pass"))
+    with Server(tmp_path, workers=4, max_workers=4) as server:
+        (folder / "1" / "model.py").write_text(failing("worker", "raise RuntimeError('no luck')"), encoding="utf-8")
+        server.reload(refused=".*no luck")
+        (folder / "1" / "model.py").write_text(failing("", "pass"), encoding="utf-8")
+        with Repeat(lambda: str(server.probe("/status")[1]), pause=0.01) as seen:
+            server.reload()
+        assert not [page for _, page, _ in seen.results if "since boots failed" in page]
+        server.wait_state("active", 4)
+
+
+def test_fewer_workers_than_the_quorum(tmp_path: Path) -> None:
+    """A quorum of two asks no more of the one worker that TTOU has left: it reloads."""
+    put(tmp_path, "m", identity())
+    with Server(tmp_path, workers=2, ready_quorum=2, boot_timeout=10) as server:
+        server.send(SIGTTOU)
+        server.wait(lambda: len(server.status()["workers"]) == 1, "one fewer")
+        server.reload()
+        server.wait(lambda: _settled(server), "the old to leave")
+        assert [worker["state"] for worker in server.status()["workers"]] == ["active"]

@@ -1,0 +1,120 @@
+"""What a start and a master must bear: odd exit handlers, few descriptors, signals and options of gunicorn's own."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, SIGUSR2
+
+import psutil
+import pytest
+
+from tests.models import identity, put
+from tests.phases import Gated, server_in
+from tests.server import Server
+
+QUICK = 10.0
+"""Seconds within which an end is quick."""
+PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
+
+
+@pytest.mark.parametrize("place", ["load", "warming"])
+def test_exit_handler_that_hangs(place: str, tmp_path: Path) -> None:
+    """TERM during the load, or the boot, of a model whose atexit handler never ends: status 0 at once, nobody left."""
+    gated = Gated(tmp_path)
+    handler = "import atexit\natexit.register(time.sleep, 3600)\n"
+    gated.close("load", handler + ("pause(gate)" if place == "load" else ""))
+    if place != "load":
+        gated.close(place)
+    with Server(tmp_path, ready=False) as server:
+        server.wait(lambda: gated.came(place), place)
+        sent = time.monotonic()
+        server.stop()
+        assert time.monotonic() - sent < QUICK
+
+
+def test_management_without_descriptors(tmp_path: Path) -> None:
+    """A management process that cannot be started anew, as the master has no descriptor left, is tried again; all serve on."""
+    put(tmp_path, "m", identity())
+    with Server(tmp_path) as server:
+        server.expect("management process .*cannot be started")
+        workers = server.wait_state("active")
+        master = psutil.Process(server.process.pid)
+        soft, hard = master.rlimit(resource.RLIMIT_NOFILE)
+        master.rlimit(resource.RLIMIT_NOFILE, (4, hard))
+        os.kill(server.pid_of("management"), SIGKILL)
+        server.wait_log(r"management process .*cannot be started.*trying again", count=2)
+        assert server.infer("m", PLAIN)[0] == 200
+        assert server.process.poll() is None
+
+        master.rlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        server.wait_ready()
+        assert server.wait_state("active")[0]["pid"] == workers[0]["pid"]
+        server.wait_log("The management process ended; a new one was started")
+
+
+@contextmanager
+def _descriptors(most: int) -> Iterator[None]:
+    """What is started inside may have so many descriptors open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_slots_with_few_descriptors(tmp_path: Path) -> None:
+    """Places for 512 workers take no descriptors of the master's before there are workers."""
+    put(tmp_path, "m", identity())
+    server = Server(tmp_path, workers=2, max_workers=512)
+    with _descriptors(256):
+        server.start()
+    with server_started(server):
+        server.wait_ready()
+        assert psutil.Process(server.process.pid).num_fds() < 64
+        assert server.infer("m", PLAIN)[0] == 200
+
+
+@contextmanager
+def server_started(server: Server) -> Iterator[None]:
+    """Show a server that has been started already clean at its end."""
+    try:
+        yield
+    except BaseException:
+        server.kill()
+        raise
+    server.stop()
+
+
+def test_usr2_is_refused(tmp_path: Path) -> None:
+    """Where there is no hand-over to a new master, USR2 starts none: one line says so, and the server serves on."""
+    with server_in("serving", tmp_path) as scene:
+        server = scene.server
+        server.expect("USR2 refused")
+        before = sorted(server.processes())
+        server.send(SIGUSR2)
+        server.wait_log("USR2 refused")
+        assert scene.ask() == 200
+        server.wait_ready()
+        assert sorted(server.processes()) == before
+        server.send(SIGTERM)
+        server.clean(0)
+        assert server.log.count("USR2") == 1
+        assert server.log.count("Listening at") == 1
+
+
+def test_max_requests(tmp_path: Path) -> None:
+    """With gunicorn's `--max-requests 50` a worker ends after 50 requests of clients, none of ours, and every one is answered."""
+    put(tmp_path, "m", identity())
+    with Server(tmp_path, "--max-requests", "50", workers=2) as server:
+        server.expect(r"worker \d \(\w+\): ended with status 0")
+        assert [server.infer("m", PLAIN)[0] for _ in range(200)] == [200] * 200
+        server.wait_state("active", 2)
+        boots = len(re.findall("Booting worker", server.log))
+        assert 3 <= boots <= 6, f"{boots} workers were booted for 200 requests"
