@@ -43,8 +43,9 @@ def post_worker_init(worker: Any) -> None:
     boot = _boot.pop()
     boot.warm()
     exchange = getattr(worker, "exchange", None) or through_app(worker.wsgi)
+    most, worker.max_requests = worker.max_requests, sys.maxsize  # the requests of our own do not count
     boot.prove(serving.current(), worker.cfg.threads, exchange)
-    worker.nr = 0  # the requests of our own do not count for `max_requests`
+    worker.nr, worker.max_requests = 0, most
     boot.wait()
     worker.init_signals()
     boot.open(deadline_in(worker.cfg.timeout))

@@ -277,7 +277,7 @@ class Server:
         assert len(said) == 1, f"{line!r} {len(said)} times, not once, in:\n{self.log}"
 
     def reload(self, refused: str = "") -> None:
-        """Send HUP and wait until the new generation is open, or is refused for a reason that `refused` matches.
+        """Send HUP and wait until the new generation serves alone, or is refused for a reason that `refused` matches.
 
         What serves must be ready all the while; after a refusal it must be the same processes, and /status and the log say why.
         """
@@ -288,7 +288,8 @@ class Server:
         def over() -> bool:
             assert self.probe("/readyz")[0] == 200
             now = self.status()
-            opened = now["generation"] > before["generation"] and not now["building"]
+            alone = all(worker["generation"] == now["generation"] for worker in now["workers"])
+            opened = now["generation"] > before["generation"] and alone and not now["building"]
             assert not (refused and opened), f"opened, {refused!r} should refuse it:\n{self.log}"
             return bool(re.search(refused, " ".join(now["reasons"]))) if refused else opened
 

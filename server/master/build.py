@@ -59,8 +59,12 @@ class Build:
         self.say = say
         self.mind = mind
         self.generation = Generation(number)
-        self.files = repository.scan(settings.models)
-        self.stamps = {files.key: files.stamp() for files in self.files}
+        try:
+            self.files = repository.scan(settings.models)
+            self.stamps = {files.key: files.stamp() for files in self.files}
+        except OSError as error:
+            message = f"{error.filename}: {error.strerror}"
+            raise ConfigurationError(message) from None
         say(Phase.TRYING, "trial")
         self.child = trial(self.files, settings, remembered)
         self.child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None

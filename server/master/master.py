@@ -108,6 +108,7 @@ class Master:
         """A worker of what serves ended by itself; gunicorn forks another."""
         line = str(end.error)
         if end.booting:
+            self.workforce.slots.failures += 1
             line += f"; the next try waits {self.workforce.slots.backoff():g} s"
             self.words.complain(line)
         _log.error("%s", line)
@@ -120,6 +121,7 @@ class Master:
         if assignment.generation is self.succession.coming:
             self.succession.give_up(error)
         else:
+            self.workforce.slots.failures += 1
             self.words.complain(str(error))
 
     def _lost(self, end: End) -> None:
@@ -130,6 +132,7 @@ class Master:
         if end.blameless:
             return
         if isinstance(end.error, ResourceError) and end.state is not State.FAILED:
+            self.workforce.slots.failures += 1
             self.kills += 1
             if self.kills < FIRST_KILLS:
                 _log.error("%s; try %d of %d", end.error, self.kills + 1, FIRST_KILLS)

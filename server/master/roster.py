@@ -77,4 +77,4 @@ def end_of(board: Scoreboard, slot: int, how: signal.Signals | int | None, boot_
     if isinstance(how, signal.Signals):
         kind = ResourceError if how is signal.SIGKILL else ModelError
         return End(state, kind(f"{name}: killed by {how.name}{at}"), how in _ASKED)
-    return End(state, ModelError(f"{name}: ended with status {how}{at}"), how == 0 and state is State.DRAINING)
+    return End(state, ModelError(f"{name}: ended with status {how}{at}"), how == 0 and state in (State.ACTIVE, State.DRAINING))

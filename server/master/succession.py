@@ -67,7 +67,7 @@ class Succession:
     def begin(self) -> Build:
         """Begin to build the next generation; raises `ExitError` if the repository is wrong."""
         self.begun += 1
-        self.words.reasons.clear()
+        self.words.begin()
         self.board.set("building", self.begun)
         self.build = Build(self.begun, self.settings, self.words.index, self.words.remembered(), self._say, self.mind)
         return self.build
@@ -89,7 +89,7 @@ class Succession:
 
     def short_of(self) -> Generation | None:
         """The generation that the next worker belongs to: what serves is kept at its number first."""
-        if self.serving and self.coming and len(self.workforce.slots.staying(self.serving.number)) >= self.wanted:
+        if self.serving and self.coming and self.workforce.staying(self.serving) >= self.wanted:
             return self.coming
         return self.serving or self.coming
 
@@ -122,7 +122,8 @@ class Succession:
     def _open(self, generation: Generation) -> None:
         """The whole generation takes over."""
         self.workforce.cast(generation)
-        self.serving, self.coming = generation, None
+        old, self.serving, self.coming = self.serving, generation, None
+        self.forget(old)
         self.board.set("generation", generation.number)
         if self.board.phase is not Phase.DRAINING:
             self.board.enter(Phase.SERVING)

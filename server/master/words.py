@@ -23,12 +23,19 @@ class Words:
         self.missing = ""
         self.order: list[str] = []
         """Models by when they were last built, the newest last."""
+        self.building: set[str] = set()
+        """Those of the build under way."""
         self.generations: dict[int, Generation] = {}
 
     def say(self, doing: str) -> None:
         """Put the step at hand on the page; empty when there is none."""
         self.doing = doing
         self.publish()
+
+    def begin(self) -> None:
+        """A build begins: what was said of the last one is over."""
+        self.reasons.clear()
+        self.building.clear()
 
     def complain(self, reason: str) -> None:
         """Say why workers are missing; empty when they no longer are. Why a reload was refused stays until the next one."""
@@ -54,6 +61,7 @@ class Words:
         Raises `ConfigurationError` if no model is gone.
         """
         self.order = [other for other in self.order if other != key] + [key]
+        self.building.add(key)
         known = self.board.model_index(key)
         if known is None:
             known = self._free(key)
@@ -66,8 +74,8 @@ class Words:
         if unused.size:
             return int(unused[0])
         held = {holding.files.key for generation in self.generations.values() for holding in generation.holdings}
-        for gone in self.order[:-MAX_MODELS]:
-            if gone not in held:
+        for gone in self.order:
+            if gone not in held | self.building:
                 index = self.board.model_index(gone)
                 self.order.remove(gone)
                 if index is not None:

@@ -59,11 +59,8 @@ class Workforce:
         """Take back what a worker had; give how it ended, None if it never had a slot."""
         assignment = self.assignments.pop(worker)
         if assignment.slot is None:
-            self.slots.failures += 1
             return assignment, None
         end = end_of(self.board, assignment.slot, how, self.settings.boot_timeout)
-        if end.booting and not end.blameless and not assignment.retired:
-            self.slots.failures += 1
         self.slots.free(assignment.slot)
         return assignment, end
 
@@ -71,6 +68,10 @@ class Workforce:
         """A generation's workers, the oldest first."""
         found = [worker for worker, assignment in self.assignments.items() if assignment.generation is generation]
         return sorted(found, key=lambda worker: worker.age)
+
+    def staying(self, generation: Generation) -> int:
+        """How many workers of a generation have not been told to leave, those without a slot included."""
+        return sum(not self.assignments[worker].retired for worker in self.of(generation))
 
     def leaving(self, *staying: Generation | None) -> int:
         """How many workers there are whose place goes with them: retired, or of a generation that does not stay."""
@@ -80,8 +81,9 @@ class Workforce:
         )
 
     def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> None:
-        """Have the workers of a generation leave by a signal, all but the newest `keep`."""
+        """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic."""
         staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
+        staying.sort(key=lambda worker: self._is_active(self.assignments[worker]))  # those held back go first
         for worker in staying[: max(len(staying) - keep, 0)]:
             self._retire(worker, number)
 
@@ -116,8 +118,11 @@ class Workforce:
 
     def shrink(self, generation: Generation) -> None:
         """Have the newest active workers of a generation leave, if there are more than should be."""
-        active = [worker for worker in self.of(generation) if self._is_active(self.assignments[worker])]
-        for worker in active[self.board.get("active") :]:
+        staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
+        active = [worker for worker in staying if self._is_active(self.assignments[worker])]
+        placeless = [worker for worker in staying if self.assignments[worker].slot is None]
+        spare = max(len(staying) - self.board.get("active") - self.board.get("standby"), 0)
+        for worker in [*placeless[:spare], *active[self.board.get("active") :]]:
             self._retire(worker, signal.SIGTERM)
 
     def _is_active(self, assignment: Assignment) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -130,11 +131,13 @@ class Model:
 
 
 def _raised_in(error: Exception, path: Path | None) -> bool:
-    """Whether it is the file at `path` itself that raised, and nothing that it called."""
+    """Whether a `raise` in the file at `path` itself raised it, and nothing that it called, C code included."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename == str(path)
+    if trace is None or trace.tb_frame.f_code.co_filename != str(path):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _seen(specs: tuple[TensorSpec, ...], given: list[TensorTable] | None, plan: Plan) -> tuple[TensorSpec, ...]:

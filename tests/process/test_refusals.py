@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.models import identity, put
 from tests.phases import PLAIN
@@ -68,7 +69,7 @@ class Engine:
 
 
 @contextmanager
-def _engine(root: Path, **settings: object) -> Iterator[Engine]:
+def _engine(root: Path, **settings: Any) -> Iterator[Engine]:
     gate = root / ".gate"
     gate.touch()
     put(root, "m", identity(), python=_PYTHON.format(gate=str(gate)))

@@ -72,24 +72,10 @@ def _descriptors(most: int) -> Iterator[None]:
 def test_many_slots_with_few_descriptors(tmp_path: Path) -> None:
     """Places for 512 workers take no descriptors of the master's before there are workers."""
     put(tmp_path, "m", identity())
-    server = Server(tmp_path, workers=2, max_workers=512)
-    with _descriptors(256):
-        server.start()
-    with server_started(server):
+    with _descriptors(256), Server(tmp_path, workers=2, max_workers=512) as server:
         server.wait_ready()
         assert psutil.Process(server.process.pid).num_fds() < 64
         assert server.infer("m", PLAIN)[0] == 200
-
-
-@contextmanager
-def server_started(server: Server) -> Iterator[None]:
-    """Show a server that has been started already clean at its end."""
-    try:
-        yield
-    except BaseException:
-        server.kill()
-        raise
-    server.stop()
 
 
 def test_usr2_is_refused(tmp_path: Path) -> None:

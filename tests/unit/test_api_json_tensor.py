@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from server.api import json_tensor
-from server.refusals import BadInputError, ModelFailedError
+from server.refusals import BadInputError
 from server.tensors import DTYPES, FLOATS, Array, TensorSpec
 
 NUMERIC = [name for name in DTYPES if name not in ("BYTES", "BF16")]
@@ -144,13 +144,13 @@ def test_a_wrong_count_costs_nothing() -> None:
 
 @pytest.mark.parametrize("datatype", sorted(FLOATS))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_json_has_not_is_the_models_failure(datatype: str, value: float) -> None:
-    """NaN and Infinity in an output name it and the way out."""
-    with pytest.raises(ModelFailedError, match=r"output 'x' has NaN or Infinity.*binary data"):
+def test_what_json_has_not_was_wrong_to_ask_for(datatype: str, value: float) -> None:
+    """NaN and Infinity in an output name it and the way out; the model has not failed, it was asked for JSON."""
+    with pytest.raises(BadInputError, match=r"output 'x' has NaN or Infinity.*binary data"):
         json_tensor.encode(spec(datatype), np.array([1, value], DTYPES[datatype]))
 
 
-def test_bytes_that_are_no_text_are_the_models_failure() -> None:
+def test_bytes_that_are_no_text_were_wrong_to_ask_for() -> None:
     """An output of bytes that are not UTF-8 is named, with the way out."""
-    with pytest.raises(ModelFailedError, match=r"output 'x' has bytes that are not UTF-8.*binary data"):
+    with pytest.raises(BadInputError, match=r"output 'x' has bytes that are not UTF-8.*binary data"):
         json_tensor.encode(spec("BYTES"), np.array([b"\xff"], object))

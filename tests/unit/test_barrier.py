@@ -14,6 +14,14 @@ from server.scoreboard import Scoreboard
 SLOTS = 3
 
 
+def rung(slots: int = SLOTS) -> Barrier:
+    """A barrier with a bell for each of some slots."""
+    barrier = Barrier()
+    for slot in range(slots):
+        barrier.add(slot)
+    return barrier
+
+
 def waiter(barrier: Barrier, board: Scoreboard, slot: int, generation: int) -> int:
     """A process that waits in `slot` for a generation to open; its pid. It counts its looks, and says when it is through."""
 
@@ -41,7 +49,7 @@ def looks(board: Scoreboard, slot: int, count: int) -> None:
 
 def test_all_are_woken() -> None:
     """Every worker whose bell is rung sees what is open; one that is killed in the middle changes nothing for the others."""
-    barrier, board = Barrier(SLOTS), Scoreboard.create(SLOTS)
+    barrier, board = rung(), Scoreboard.create(SLOTS)
     pids = [waiter(barrier, board, slot, 1) for slot in range(SLOTS)]
     for slot in range(SLOTS):
         looks(board, slot, 1)
@@ -57,7 +65,7 @@ def test_all_are_woken() -> None:
 
 def test_looks_again() -> None:
     """A worker that is woken while nothing is open looks and waits on; the bell of another slot does not wake it."""
-    barrier, board = Barrier(SLOTS), Scoreboard.create(SLOTS)
+    barrier, board = rung(), Scoreboard.create(SLOTS)
     pid = waiter(barrier, board, 0, 2)
     looks(board, 0, 1)
     board.set("generation", 1)
@@ -77,7 +85,7 @@ def test_looks_again() -> None:
 @pytest.mark.timeout(20)
 def test_rung_too_early() -> None:
     """A bell that was rung before anybody waited is not lost, however often it was rung, and one that is open needs none."""
-    barrier, board = Barrier(SLOTS), Scoreboard.create(SLOTS)
+    barrier, board = rung(), Scoreboard.create(SLOTS)
     board.set("generation", 1)
     assert 7 == ended(waiter(barrier, board, 0, 1))
     board.set("generation", 0)
@@ -92,6 +100,27 @@ def test_rung_too_early() -> None:
 
 def test_not_handed_on() -> None:
     """The bells do not go over an exec, and the points are passed in order."""
-    assert not any(os.get_inheritable(bell) for bell in Barrier(SLOTS).bells)
+    bells = rung().bells
+    assert SLOTS == len(bells)
+    assert not any(os.get_inheritable(bell) for bell in bells.values())
     assert [Point.BOOTED, Point.PROVEN, Point.REHEARSED] == sorted(Point)
     assert not Point.BOOTED  # what a slot that was just given out says
+
+
+def test_a_bell_per_worker() -> None:
+    """A bell is there from the fork to the end of its worker; the next in its slot gets one that nobody has rung."""
+    barrier = Barrier()
+    barrier.add(1)
+    first = barrier.bells[1]
+    barrier.wake(1)
+    with pytest.raises(KeyError):
+        barrier.wake(0)
+
+    barrier.drop(1)
+
+    assert not barrier.bells
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first)
+    barrier.add(1)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(barrier.bells[1])

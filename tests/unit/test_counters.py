@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 
 from server.counters import Counters
+from server.models.model import Prepared
+from server.models.shapes import Shape
 from server.scoreboard import BUCKETS, COLD_SHAPES, Scoreboard
 from tests.unit.fakes import model, rows
 
 INDEX = 5
 MODEL = model(index=INDEX)
+
+
+def ready(shape: Shape, came: Shape | None = None) -> Prepared:
+    """A request that runs in `shape`, and came so or smaller."""
+    return Prepared({}, shape, came or shape)
 
 
 @pytest.fixture
@@ -28,11 +35,11 @@ def row(counters: Counters) -> Any:
 
 
 def test_ran(counters: Counters) -> None:
-    """A batch counts once, its rows each, its time in the model's and in its size's place."""
-    for size, infer in ((4, 100), (1, 10), (4, 200)):
-        counters.ran(MODEL, (size,), 7, infer, cold=False)
+    """A batch counts once, its rows each but no padding, its time in the model's place and in that of the size that ran."""
+    for size, came, infer in ((4, 3, 100), (1, 1, 10), (4, 4, 200)):
+        counters.ran(MODEL, ready((size,), (came,)), 7, infer, cold=False)
 
-    assert (3, 9, 21, 310, 0) == tuple(row(counters)[name] for name in ("batches", "rows", "queue_ns", "infer_ns", "cold"))
+    assert (3, 8, 21, 310, 0) == tuple(row(counters)[name] for name in ("batches", "rows", "queue_ns", "infer_ns", "cold"))
     assert [(4, 2, 300), (1, 1, 10), (0, 0, 0)] == row(counters)["sizes"][:3].tolist()
 
 
@@ -40,17 +47,26 @@ def test_unbatched_rows(counters: Counters) -> None:
     """A model without a batch runs one row at a time, whatever its free axes are called and however long they are."""
     free = model(index=INDEX, inputs=(rows("x"),), batch_sizes=None)
 
-    counters.ran(free, (7,), 0, 1, cold=True)
+    counters.ran(free, ready((7,)), 0, 1, cold=True)
 
     assert (1, 1) == (row(counters)["batches"], row(counters)["rows"])
 
 
-def test_cold_shapes(counters: Counters) -> None:
-    """Cold shapes are counted, and the newest of them kept whole."""
-    for length in range(1, COLD_SHAPES + 3):
-        counters.ran(MODEL, (length,), 0, 1, cold=True)
+def test_cold(counters: Counters) -> None:
+    """What ran cold is counted, and nothing of it kept: whether it went well is not known yet."""
+    for cold in (True, False, True):
+        counters.ran(MODEL, ready((2,)), 0, 1, cold=cold)
 
-    assert COLD_SHAPES + 2 == row(counters)["cold"]
+    assert 2 == row(counters)["cold"]
+    assert not row(counters)["cold_shapes"].any()
+
+
+def test_remember(counters: Counters) -> None:
+    """The newest shapes are kept whole, and nothing else is counted."""
+    for length in range(1, COLD_SHAPES + 3):
+        counters.remember(MODEL, (length,))
+
+    assert (0, 0) == (row(counters)["cold"], row(counters)["batches"])
     assert set(range(3, COLD_SHAPES + 3)) == set(row(counters)["cold_shapes"][:, 0].tolist())
     assert not row(counters)["cold_shapes"][:, 1:].any()
 
@@ -58,10 +74,9 @@ def test_cold_shapes(counters: Counters) -> None:
 def test_one_cold_shape_does_not_drive_out_the_others(counters: Counters) -> None:
     """A shape that comes cold again and again takes one place."""
     for length in (2, 3, *[5] * (2 * COLD_SHAPES)):
-        counters.ran(MODEL, (length,), 0, 1, cold=True)
+        counters.remember(MODEL, (length,))
 
-    assert {2, 3, 5} <= set(row(counters)["cold_shapes"][:, 0].tolist())
-    assert 2 * COLD_SHAPES + 2 == row(counters)["cold"]
+    assert [2, 3, 5] == row(counters)["cold_shapes"][-3:, 0].tolist()
 
 
 @pytest.mark.parametrize("seconds", [0, 0.002, 0.2, 29, 3600])
@@ -97,7 +112,8 @@ def test_off() -> None:
     counters = Counters(board, 0)
     counters.on = False
 
-    counters.ran(MODEL, (4,), 1, 1, cold=True)
+    counters.ran(MODEL, ready((4,)), 1, 1, cold=True)
+    counters.remember(MODEL, (4,))
     counters.answered(MODEL, time.monotonic_ns(), 1, 1)
     counters.refused(MODEL, time.monotonic_ns())
 
@@ -108,7 +124,8 @@ def test_threads_lose_nothing(counters: Counters) -> None:
     """Several threads that count at once lose nothing of each other's, and nothing lands in another slot or model."""
 
     def count(_: int) -> None:
-        counters.ran(MODEL, (2,), 1, 1, cold=True)
+        counters.ran(MODEL, ready((2,)), 1, 1, cold=True)
+        counters.remember(MODEL, (2,))
         counters.answered(MODEL, time.monotonic_ns(), 1, 1)
         counters.refused(MODEL, time.monotonic_ns())
 
@@ -119,3 +136,4 @@ def test_threads_lose_nothing(counters: Counters) -> None:
     assert (4000, 2000, 4000) == (slot["requests"], slot["errors"], slot["durations"].sum())
     assert (2000, 4000, 2000, 2000, 2000) == tuple(row(counters)[name] for name in ("batches", "rows", "cold", "success", "fail"))
     assert 2000 == slot["models"]["batches"].sum()
+    assert 2 == row(counters)["cold_shapes"].sum()

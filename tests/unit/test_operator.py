@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +78,24 @@ def test_loaded_anew(tmp_path: Path) -> None:
 
 
 def test_names_do_not_meet(tmp_path: Path) -> None:
-    """Models whose names differ in a dot or a dash alone are modules of their own, also to whoever looks them up."""
-    source = "def preprocess(inputs): return 1"
-    modules = {
-        sys.modules[function.__module__].__dict__["preprocess"]
-        for name in ("a-b", "a.b", "a_b")
-        if (function := operator.load(files(tmp_path, source, name)).preprocess)
-    }
+    """Models whose names differ in a dot or a dash alone are modules of their own, each its own while it is imported."""
+    source = "import sys\nME = sys.modules[__name__]\ndef preprocess(inputs): return [__name__, ME.preprocess is preprocess]"
+    found = [operator.load(files(tmp_path, source, name)).preprocess for name in ("a-b", "a.b", "a_b")]
+    names, itself = zip(*[function({}) for function in found if function], strict=True)
 
-    assert 3 == len(modules)
-    assert all(sys.modules[function.__module__].preprocess is function for function in modules)
+    assert ["a-b/1", "a.b/1", "a_b/1"] == [bytes.fromhex(name.removeprefix("warmfork_model_")).decode() for name in names]
+    assert (True, True, True) == itself
+
+
+@pytest.mark.parametrize("source", ["def preprocess(inputs): return 1", "1 / 0"])
+def test_not_kept(tmp_path: Path, source: str) -> None:
+    """A module goes with whoever holds its functions: every version that was ever loaded would else stay in memory."""
+    before = set(sys.modules)
+
+    with suppress(ConfigurationError):
+        operator.load(files(tmp_path, source))
+
+    assert before == set(sys.modules)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from server.exits import ModelError
-from server.tensors import DTYPES
+from server.tensors import DTYPES, Array, Tensors
 from server.warmup import rehearsal, samples
 from tests.unit.fakes import model, rows, save
 
@@ -87,14 +87,44 @@ def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("datatype", "value", "fits"),
+    [
+        ("FP32", np.inf, False),
+        ("FP16", -np.inf, False),
+        ("BF16", np.inf, False),
+        ("FP64", 1e300, True),
+        ("BYTES", b"\xff", False),
+        ("BYTES", b"text", True),
+        ("INT8", 3, True),
+        ("BOOL", True, True),
+    ],
+)
+def test_answers_that_json_cannot_carry(datatype: str, value: object, *, fits: bool) -> None:
+    """A model whose right answer no JSON can hold is rehearsed with binary tensors alone, and becomes ready."""
+
+    def answer(inputs: Tensors) -> dict[str, Array]:
+        return {"y": np.full(inputs["x"].shape, value, DTYPES[datatype])}
+
+    sent = []
+
+    def exchange(content: bytes) -> bytes:
+        sent.append("Inference-Header-Content-Length" in parsed(content)[1])
+        return OK
+
+    rehearsal.rehearse(model(answer, outputs=(rows("y", datatype),)), exchange, lambda _: None)
+
+    assert ({True, False} if fits else {True}) == set(sent)
+
+
+@pytest.mark.parametrize(
     ("answer", "part"),
     [
         (
             b'HTTP/1.1 500 Internal Server Error\r\nX: 200 \r\n\r\n{"error":\n"broken"}',
             'answered HTTP/1.1 500 Internal Server Error: {"error": "broken"}',
         ),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answered HTTP/1.1 503 Service Unavailable: "),
-        (b"", "answered nothing: "),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", "answered HTTP/1.1 503 Service Unavailable:"),
+        (b"", "answered nothing:"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n\xff", "answered HTTP/1.1 400 Bad Request: "),
         (b"HTTP/1.1 2000 \r\n\r\n", "answered HTTP/1.1 2000"),
     ],

@@ -136,6 +136,26 @@ def test_snapshot_is_a_copy() -> None:
     assert before <= snapshot.now_ms <= now_ms()
 
 
+def test_glance() -> None:
+    """A glance is a copy, too, and has what readiness asks for: words, pids, generations, what is done; no counters."""
+    board = Scoreboard.create(SLOTS)
+    board.move(1, Event.FORK, 77)
+    board.slots["pid"][1], board.slots["generation"][1], board.slots["doing"][1] = 5, 6, b"model m/1"
+    glance, before = board.glance(), board.snapshot()
+
+    board.slots["pid"] = 0
+    board.move(1, Event.REAP)
+    board.set("generation", 5)
+
+    assert (State.FORKED, 77) == glance.state(1)
+    assert (State.EMPTY, 0) == glance.state(2)
+    assert glance.slots.dtype.names
+    assert {"word", "pid", "generation", "doing"} == set(glance.slots.dtype.names)
+    assert all((glance.slots[name] == before.slots[name]).all() for name in glance.slots.dtype.names)
+    assert 0 == glance.header["generation"]
+    assert glance.slots.nbytes < SLOTS * 1000
+
+
 def test_model_index() -> None:
     """A model is found by its whole key."""
     board = Scoreboard.create(1)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from server import serving
-from server.models.operator import OperatorPython
+from server.models import operator
+from server.models.repository import ModelFiles
+from server.models.schema import ModelToml
 from server.refusals import BadInputError, BusyError, LateError, ModelFailedError, RefusalError, UnknownModelError
 from server.scoreboard import Scoreboard
 from server.serving import Serving
@@ -137,36 +140,47 @@ def test_doing() -> None:
     assert [b"", b""] == worker.board.slots["doing"].tolist()
 
 
-def bad(inputs: dict[str, Any]) -> dict[str, Any]:
-    """A preprocess that finds fault with its input."""
-    message = f"line {len(inputs)} is not a number"
-    raise ValueError(message)
+def operated(folder: Path, source: str) -> Any:
+    """A model with a `model.py` on disk, beside numpy and what is hidden from clients."""
+    path = folder / "1" / "model.py"
+    path.parent.mkdir()
+    path.write_text(f"import numpy as np\nHIDDEN = {HIDDEN!r}\n\n{source}\n", encoding="ascii")
+    files = ModelFiles("m", 1, path.parent, ModelToml(python="model.py", batch_sizes=[1, 2, 4]))
+    made = model(folder=path.parent, python=operator.load(files))
+    made.files = files
+    return made
+
+
+FIT = "def preprocess(inputs): return "
+OUT = "def postprocess(outputs, inputs): return "
 
 
 @pytest.mark.parametrize(
-    ("python", "kind", "message"),
+    ("source", "kind", "message"),
     [
-        (OperatorPython(preprocess=bad), BadInputError, "line 1 is not a number"),
-        (OperatorPython(preprocess=raising(TypeError(HIDDEN))), ModelFailedError, "model 'm' failed"),
-        (OperatorPython(preprocess=lambda _: {"x": np.zeros((1, 3))}), ModelFailedError, "preprocess must give 'x' as FP32"),
-        (OperatorPython(preprocess=lambda _: {}), ModelFailedError, "preprocess must give 'x' as FP32 with 2 axes, gave nothing"),
-        (
-            OperatorPython(postprocess=lambda *_: {"y": np.zeros(3, np.float32)}),
-            ModelFailedError,
-            "postprocess must give 'y' as FP32",
-        ),
-        (OperatorPython(postprocess=lambda *_: bad({})), ModelFailedError, "model 'm' failed"),
-        (OperatorPython(postprocess=lambda *_: None), ModelFailedError, ""),  # type: ignore[arg-type]
-        (OperatorPython(preprocess=lambda _: None), ModelFailedError, ""),  # type: ignore[arg-type, return-value]
+        ("def preprocess(inputs):\n    raise ValueError(f'line {len(inputs)} is bad')", BadInputError, "line 1 is bad"),
+        ("def check(x):\n    raise ValueError('no row')\ndef preprocess(inputs): check(inputs)", BadInputError, "no row"),
+        ("import json\ndef preprocess(inputs): json.loads(HIDDEN)", ModelFailedError, "model 'm' failed"),
+        ("def preprocess(inputs): raise TypeError(HIDDEN)", ModelFailedError, "model 'm' failed"),
+        (FIT + "{'x': np.zeros((1, 3))}", ModelFailedError, "preprocess must give 'x' as FP32"),
+        (FIT + "{}", ModelFailedError, "preprocess must give 'x' as FP32 with 2 axes, gave nothing"),
+        (FIT + "None", ModelFailedError, ""),
+        (OUT + "{'y': np.zeros(3, np.float32)}", ModelFailedError, "postprocess must give 'y' as FP32"),
+        ("def postprocess(*_): raise ValueError(HIDDEN)", ModelFailedError, "model 'm' failed"),
+        (OUT + "None", ModelFailedError, ""),
     ],
 )
-def test_operator_errors(python: OperatorPython, kind: type[RefusalError], message: str) -> None:
-    """A ValueError of preprocess is the client's fault and told to it; whatever else the operator's Python does wrong is not."""
-    made = model(python=python)
+def test_operator_errors(tmp_path: Path, source: str, kind: type[RefusalError], message: str) -> None:
+    """A ValueError that preprocess itself raises is the client's fault and told to it; all else that its file does wrong is not.
 
-    with pytest.raises(kind) as refused:
-        served(made).infer(made, x())
+    Neither is one that a library raises on the way: its text is about anything.
+    """
+    serving = served(operated(tmp_path, source))
 
+    with pytest.raises(RefusalError) as refused:
+        serving.infer(serving.find("m"), x())
+
+    assert kind is type(refused.value)
     assert str(refused.value).startswith(message)
     assert HIDDEN not in str(refused.value)
 
@@ -196,6 +210,31 @@ def test_cold() -> None:
     assert 0 == serving.board.slots["models"][0]["batches"].sum()
 
 
+def test_padding_is_no_row() -> None:
+    """Rows are those that came; the size is the one that ran."""
+    serving = served(model())
+
+    serving.infer(serving.find("m"), x(3))
+
+    row = serving.board.slots["models"][1][0]
+    assert (1, 3, 4) == (row["batches"], row["rows"], row["sizes"][0]["size"])
+
+
+def test_only_what_went_well_is_remembered(tmp_path: Path) -> None:
+    """A cold shape that fails after its run is counted and forgotten: no client may hand a failure to the next generation."""
+    made = operated(tmp_path, "def postprocess(outputs, inputs):\n    assert len(inputs['x']) != 7\n    return outputs")
+    made.files = ModelFiles("m", 1, made.files.folder, ModelToml(python="model.py"))
+    made.__post_init__()
+    serving = served(made)
+    with pytest.raises(ModelFailedError):
+        serving.infer(made, x(7))
+    serving.infer(made, x(5))
+
+    row = serving.board.slots["models"][1][0]
+    assert (2, 2) == (row["batches"], row["cold"])
+    assert {5} == set(row["cold_shapes"].ravel().tolist()) - {0}
+
+
 def test_late() -> None:
     """An answer that comes past the limit is not given, though the model has run."""
     made = model()
@@ -208,10 +247,12 @@ def test_late() -> None:
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_going_away(phase: Phase) -> None:
-    """A server that drains still answers; one that stops refuses, and says that another may answer."""
+    """A server that drains still answers; one that stops refuses what comes from then on, and says that another may answer."""
     made = model()
     serving = served(made)
+    before = time.monotonic_ns()
     serving.board.enter(phase)
+    assert serving.infer(made, x(), before)
     if phase is not Phase.STOPPING:
         assert serving.infer(made, x())
         return

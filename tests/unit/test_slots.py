@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from server.master.slots import OWN_END_SECONDS, Slots
 from server.scoreboard import Scoreboard, now_ms, unpack
-from server.states import BOOTING, Event, Role, State
+from server.states import Event, Role, State
 
 COUNT = 3
 BOOT = 10.0
@@ -88,33 +90,46 @@ def test_deadline(slots: Slots) -> None:
 def test_backoff(slots: Slots) -> None:
     """Boots that fail one after another make the next wait 1, 2, 4 … 30 seconds, and never more."""
     waits = []
-    for _ in range(8):
+    for slots.failures in (*range(8), 10**9):
         waits.append(slots.backoff())
-        slots.free(take(slots))
-    slots.failures = 10**9
 
-    assert [0, 1, 2, 4, 8, 16, 30, 30] == waits
-    assert 30 == slots.backoff()
+    assert [0, 1, 2, 4, 8, 16, 30, 30, 30] == waits
 
 
 @pytest.mark.parametrize("moves", range(len(WAY) + 1))
-def test_what_is_a_failed_boot(slots: Slots, moves: int) -> None:
-    """An end before the door was open is a failed boot; one after it is not."""
+def test_free(slots: Slots, moves: int) -> None:
+    """A slot is free after its worker's end, in whatever state; whose fault the end was is for others to say."""
     index = take(slots, moves=moves)
-    state = slots.board.state(index)
+    slots.failures = 4
 
-    assert state is slots.free(index)
-    assert int(state in BOOTING) == slots.failures
+    slots.free(index)
+
     assert State.EMPTY is slots.board.state(index)
+    assert 4 == slots.failures
 
 
-def test_failed_is_a_failed_boot(slots: Slots) -> None:
-    """So is an end that the worker itself has announced."""
+def test_free_after_failure(slots: Slots) -> None:
+    """So it is after an end that the worker itself has announced."""
     index = take(slots, moves=2)
     slots.board.move(index, Event.FAIL)
 
-    assert State.FAILED is slots.free(index)
-    assert 1 == slots.failures
+    slots.free(index)
+
+    assert State.EMPTY is slots.board.state(index)
+    assert index == take(slots)
+
+
+def test_bells(slots: Slots) -> None:
+    """There is a bell for every slot that is taken and no other, and a generation's are rung alone."""
+    first, second, third = take(slots, 1), take(slots, 2), take(slots, 2)
+    slots.free(second)
+    assert {first, third} == set(slots.barrier.bells)
+
+    slots.wake(2)
+
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(slots.barrier.bells[first])
+    assert 1 == os.eventfd_read(slots.barrier.bells[third])
 
 
 def test_views(slots: Slots) -> None:

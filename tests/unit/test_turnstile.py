@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from server.refusals import BusyError, LateError
-from server.turnstile import Turnstile
+from server.turnstile import HUNG_SECONDS, Turnstile
 
 LONG = 60.0
 
@@ -91,15 +91,16 @@ def test_turn_passes_on_after_an_error() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), turnstile.enter(time.monotonic_ns()):
             _ = 1 / 0
-    assert 0 == turnstile.hung()
+    assert 0 == turnstile.entered_ns
 
 
-def test_hung() -> None:
-    """An inference past the limit of a request is seen from outside, and only while it runs."""
-    turnstile = Turnstile(1, 0.02)
-    assert 0 == turnstile.hung()
+@pytest.mark.parametrize(("patience", "seconds"), [(0.02, HUNG_SECONDS + 0.04), (30, HUNG_SECONDS + 60)])
+def test_hung(patience: float, seconds: float) -> None:
+    """An inference far past the limit of a request is seen from outside, while it runs; one that is merely slow is not."""
+    turnstile = Turnstile(1, patience)
+    assert turnstile.hung() is False
     with turnstile.enter(time.monotonic_ns()):
-        assert 0 == Turnstile.hung(turnstile) or turnstile.hung() < 1
-        turnstile.entered_ns -= 3_000_000_000
-        assert 2.9 < turnstile.hung() < LONG
-    assert 0 == turnstile.hung()
+        for ago, hung in ((0, False), (patience, False), (seconds - 1, False), (seconds, True), (3600, True)):
+            turnstile.entered_ns = time.monotonic_ns() - int(ago * 1e9)
+            assert turnstile.hung() is hung
+    assert turnstile.hung() is False

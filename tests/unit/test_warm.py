@@ -170,3 +170,34 @@ def test_memory_error_stays() -> None:
     """Memory that ran out is not the model's fault: it passes through as it is."""
     with pytest.raises(MemoryError):
         warm.once(model(raising(MemoryError())), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("run", "well"),
+    [
+        (echo, True),
+        (raising(RuntimeError("no")), False),
+        (raising(MemoryError("no")), False),
+        (answers(lambda x: x * np.float32(np.nan)), False),
+        (answers(lambda x: x if len(x) != 7 else x[:1]), False),
+    ],
+    ids=["right", "raises", "memory", "nan", "short"],
+)
+def test_runs_well(caplog: pytest.LogCaptureFixture, run: Any, well: bool) -> None:  # noqa: FBT001
+    """A shape that some client sent is fit unless it fails or answers wrongly, which is a warning and never an error."""
+    made = model(run, batch_sizes=None)
+
+    assert warm.runs_well(made, (7,)) is well
+
+    assert isinstance(made.session, FakeSession)
+    assert [7] == [len(inputs["x"]) for inputs in made.session.runs]
+    assert ([] if well else ["WARNING"]) == [record.levelname for record in caplog.records]
+
+
+@pytest.mark.parametrize(("times", "well"), [([990], True), ([1010], False)])
+def test_slow_is_not_well(monkeypatch: pytest.MonkeyPatch, times: list[float], well: bool) -> None:  # noqa: FBT001
+    """A shape that takes long is not warmed either."""
+    clock = Clock(times)
+    monkeypatch.setattr(warm, "time", clock)
+
+    assert warm.runs_well(model(clock.run, batch_sizes=None), (7,)) is well
