@@ -55,4 +55,7 @@ def worker_exit(_arbiter: Arbiter, worker: Any) -> None:
     """Leave without exit handlers and destructors. gunicorn also calls this in the master, for a worker that is gone."""
     if worker.pid == os.getpid():
         ending = sys.exc_info()[1]
-        leave(ending.code if isinstance(ending, SystemExit) and isinstance(ending.code, int) else 0)
+        status = ending.code if isinstance(ending, SystemExit) and isinstance(ending.code, int) else 0
+        if status == 0:
+            serving.current().leave()
+        leave(status)

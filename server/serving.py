@@ -11,7 +11,7 @@ from server.models.model import Model
 from server.refusals import BusyError, ModelFailedError, RefusalError, UnknownModelError
 from server.scoreboard import Scoreboard
 from server.settings import Settings
-from server.states import Phase
+from server.states import Event, Phase, State
 from server.tensors import Array, Tensors
 from server.turnstile import Turnstile, late
 
@@ -86,6 +86,11 @@ class Serving:
         if time.monotonic_ns() - received_ns > self.settings.request_timeout * 1e9:
             raise late(self.settings.request_timeout)
         return result
+
+    def leave(self) -> None:
+        """Say that this worker takes no more traffic, of its own will or since it was asked to."""
+        if self.board.state(self.slot) is State.ACTIVE:
+            self.board.move(self.slot, Event.LEAVE)
 
     def answered(self, model: Model, received_ns: int, input_ns: int, output_ns: int) -> None:
         """Count a request that got its result; `input_ns` and `output_ns` went into decoding and encoding."""

@@ -72,9 +72,11 @@ def end_of(board: Scoreboard, slot: int, how: signal.Signals | int | None, boot_
     at = f" at {doing}" if doing else ""
     if state in BOOTING and now_ms() >= deadline - 1:
         return End(state, ModelError(f"{name}: hung for more than {boot_timeout:g} s{at} (WARMFORK_BOOT_TIMEOUT)"))
+    if state is State.DRAINING and not how:
+        return End(state, ModelError(f"{name}: ended"), blameless=True)
     if how is None:  # it ended between our look and gunicorn's; trying again may help
         return End(state, ResourceError(f"{name}: ended{at}"))
     if isinstance(how, signal.Signals):
         kind = ResourceError if how is signal.SIGKILL else ModelError
         return End(state, kind(f"{name}: killed by {how.name}{at}"), how in _ASKED)
-    return End(state, ModelError(f"{name}: ended with status {how}{at}"), how == 0 and state in (State.ACTIVE, State.DRAINING))
+    return End(state, ModelError(f"{name}: ended with status {how}{at}"))

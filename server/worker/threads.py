@@ -20,7 +20,7 @@ from gunicorn.workers.gthread import ThreadWorker as GunicornThreadWorker
 
 from server import serving
 from server.scoreboard import now_ms
-from server.states import Event, Phase, State
+from server.states import Phase, State
 from server.worker.boot import leave
 from server.worker.connections import ErrorPage, bound_silence, is_noteworthy
 
@@ -46,7 +46,7 @@ class ThreadWorker(GunicornThreadWorker):
         if served.board.state(served.slot) is State.ACTIVE:
             served.board.renew(served.slot, now_ms() + int(self.cfg.timeout * 1000))
         if self.asked_ns and self.alive and self._may_leave(served):
-            served.board.move(served.slot, Event.LEAVE)
+            served.leave()
             super().handle_exit(0, None)
 
     def init_process(self) -> None:
