@@ -11,7 +11,7 @@ from bench.report import Figure, Report, Say
 from tests.server import PATIENCE, Server
 
 STARTS = 5
-MASTER = ("trying", "loading", "rehearsing", "booting")
+MASTER = ("trying", "loading", "forking", "booting")
 WORKER = ("loading", "warming", "proving", "waiting")
 
 

@@ -15,7 +15,6 @@ from enum import IntEnum
 class Point(IntEnum):
     """The points that a worker passes, in order; the number is what it writes into its slot when it gets there."""
 
-    BOOTED = 0
     PROVEN = 1
     """Alone: its shapes are warm and its answers right. All go on together, to the synthetic load."""
     REHEARSED = 2

@@ -49,7 +49,7 @@ class Phase(IntEnum):
     STARTING = 0
     TRYING = 1
     LOADING = 2
-    REHEARSING = 3
+    FORKING = 3
     BOOTING = 4
     SERVING = 5
     DRAINING = 6

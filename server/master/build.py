@@ -82,7 +82,7 @@ class Build:
             self.generation.holdings.append(self._load(files, finding))
         settle_heap()
         self.loaded = True
-        self.say(Phase.REHEARSING, "trial of the fork")
+        self.say(Phase.FORKING, "trial of the fork")
         self.child = survival(self.generation.holdings, self.settings)
         return False
 
@@ -105,7 +105,6 @@ class Build:
         self._same(files)
         return Holding(
             files=files,
-            stamp=self.stamps[files.key],
             python=python,
             session=session,
             finding=finding,

@@ -20,6 +20,5 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """The plan: length by axis for each shape."""
     private_bytes: int
     """What one worker adds for it."""
-    load_seconds: float
     remembered: list[list[int]] = []
     """Shapes met cold before that ran well in the trial; the others are forgotten."""

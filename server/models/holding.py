@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.engines.catalogue import engine_for
-from server.engines.engine import Rung, Session
+from server.engines.engine import Session
 from server.models.finding import Finding
 from server.models.model import Model
 from server.models.operator import OperatorPython
-from server.models.repository import ModelFiles, Stamp
+from server.models.repository import ModelFiles
 from server.models.shapes import Shape
 
 
@@ -18,8 +18,6 @@ class Holding:
     """One version of one model in the master; a worker opens it."""
 
     files: ModelFiles
-    stamp: Stamp
-    """What the files were when they were loaded."""
     python: OperatorPython
     session: Session | None
     """The live session; None on the lower rungs, where each worker loads its own."""
@@ -36,7 +34,6 @@ class Holding:
             python=self.python,
             session=session,
             platform=self.finding.platform,
-            rung=Rung(self.finding.rung),
             index=self.index,
             batched=self.finding.batched,
             remembered=self.remembered,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from server.engines.engine import Rung, Session
+from server.engines.engine import Session
 from server.exits import ConfigurationError
 from server.models import golden, shapes
 from server.models.golden import Golden
@@ -39,7 +39,6 @@ class Model:
     python: OperatorPython
     session: Session
     platform: str
-    rung: Rung
     index: int = 0
     """Where its counters stand in a slot of the scoreboard."""
     batched: bool = True

@@ -7,7 +7,6 @@ every shape and the golden samples. Whatever a model does to its process, it doe
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 from server.engines.catalogue import engine_for
@@ -90,23 +89,21 @@ class _Attempt:
 
     def _load(self, rung: Rung, why: str, say: Say) -> None:
         say(Doing(f"model {self.files.key}: loading"))
-        start = time.monotonic()
         if rung is not Rung.LIVE:
             session = self.engine.load(self.files.path, self.settings.threads)
-            say(self._run(session, rung, why, time.monotonic() - start, say))
+            say(self._run(session, rung, why, say))
             return
         with fork_safe(f"model {self.files.key}: loading"):
             session = self.engine.load(self.files.path, 1)
-        took = time.monotonic() - start
         seconds = _RUN * self.settings.boot_timeout
         name = f"model {self.files.key} after a fork"
-        run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, took, inner)), seconds, say)
+        run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say)
         say(run.run()[0])
 
-    def _run(self, session: Session, rung: Rung, why: str, took: float, say: Say) -> Finding:
+    def _run(self, session: Session, rung: Rung, why: str, say: Say) -> Finding:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
         before = private_bytes() if rung is Rung.LIVE else 0
-        model = Model(self.files, self.python, session, self.engine.platform, rung)
+        model = Model(self.files, self.python, session, self.engine.platform)
         once(model, lambda where: say(Doing(where)))
         model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
         say(Doing(f"model {model.key}: a row alone against the row in a batch"))
@@ -123,7 +120,6 @@ class _Attempt:
             batched=not difference,
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
-            load_seconds=took,
             remembered=[list(shape) for shape in model.remembered],
         )
 

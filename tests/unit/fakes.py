@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.engine import Rung
 from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
@@ -68,7 +67,6 @@ def model(  # noqa: PLR0913 - a test names the one or two that it is about
         python=python or OperatorPython(),
         session=FakeSession(answer, inputs, outputs),
         platform="fake",
-        rung=Rung.LIVE,
         index=index,
         batched=batched,
         remembered=remembered,

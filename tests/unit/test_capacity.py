@@ -18,7 +18,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **enviro
     monkeypatch.setattr("server.settings.cores", lambda: 8)
     monkeypatch.setattr(capacity, "memory_limit", lambda: limit * MIB)
     monkeypatch.setattr(capacity, "memory", lambda: {"Pss": held * MIB})
-    finding = Finding("m/1", "fake", "private", "", batched=True, shapes=[], private_bytes=MODEL, load_seconds=0)
+    finding = Finding("m/1", "fake", "private", "", batched=True, shapes=[], private_bytes=MODEL)
     read = Settings.read({"WARMFORK_MEMORY_HEADROOM": "0.5"} | {f"WARMFORK_{name}": text for name, text in environ.items()})
     return capacity.workers(read, [finding])
 

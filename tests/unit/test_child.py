@@ -18,7 +18,7 @@ from server.models.finding import Finding
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Message, Say
 
-FINDING = Finding("m/1", "fake", "live", "", batched=True, shapes=[{"batch": 1}], private_bytes=5, load_seconds=0.5)
+FINDING = Finding("m/1", "fake", "live", "", batched=True, shapes=[{"batch": 1}], private_bytes=5)
 SHORT = 0.3
 LONG = 60.0
 HANG = 3600
@@ -85,10 +85,7 @@ def test_result() -> None:
 
 def test_much_to_say() -> None:
     """More than a pipe holds arrives whole."""
-    many = [
-        Finding(f"m/{n}", "fake", "live", "x" * 5000, batched=True, shapes=[], private_bytes=0, load_seconds=0)
-        for n in range(100)
-    ]
+    many = [Finding(f"m/{n}", "fake", "live", "x" * 5000, batched=True, shapes=[], private_bytes=0) for n in range(100)]
 
     assert many == child(lambda say: list(map(say, many))).run()
 
