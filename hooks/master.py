@@ -35,7 +35,7 @@ def on_starting(arbiter: Arbiter) -> None:
     with _starting(arbiter):
         read = settings()
         _check_device(read)
-        if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # else the listener is handed on
+        if "LISTEN_FDS" not in os.environ:  # else systemd has bound it
             bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
         master.start()
@@ -62,11 +62,6 @@ def child_exit(_arbiter: Arbiter, worker: Any) -> None:
         master.ended(worker, signals.ends.pop(worker.pid, None))
     except Exception:  # noqa: BLE001 - a defect of ours must not end a server that serves
         _log.exception("child_exit failed for worker %s", worker.pid)
-
-
-def pre_exec(_arbiter: Arbiter) -> None:
-    """Before USR2's exec, in the child: a blocked signal would stay blocked in the new master."""
-    signals.release()
 
 
 def on_exit(_arbiter: Arbiter) -> None:

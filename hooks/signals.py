@@ -2,7 +2,7 @@
 
 gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop
 looks its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal
-handler. Nothing else of gunicorn is replaced, and all of it stands in this file.
+handler. Nothing else that gunicorn does is replaced, three numbers of its are set, and all of it stands in this file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ QUICK_SECONDS = 2
 
 ends: dict[int, signal.Signals | int] = {}
 """How workers that gunicorn is about to reap have ended, by pid."""
-
-release = release_signals
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -75,6 +73,10 @@ def install(arbiter: Arbiter, master: Master) -> None:
             master.tick()
         finally:
             _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
+        if master.drained:
+            master.stop()
+            _last_signals(arbiter)
+            raise StopIteration
 
     def handle_term() -> None:
         if master.drain():

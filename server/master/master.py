@@ -176,9 +176,11 @@ class Master:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
         self.succession.tick()
-        if self.drain_ends and time.monotonic() >= self.drain_ends:
-            self.stop()
-            raise StopIteration
+
+    @property
+    def drained(self) -> bool:
+        """Whether a drain has begun and its time is over."""
+        return bool(self.drain_ends) and time.monotonic() >= self.drain_ends
 
     @property
     def places(self) -> int:

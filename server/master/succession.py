@@ -123,13 +123,13 @@ class Succession:
         """The whole generation takes over."""
         self.workforce.cast(generation)
         old, self.serving, self.coming = self.serving, generation, None
-        self.forget(old)
         self.board.set("generation", generation.number)
         if self.board.phase is not Phase.DRAINING:
             self.board.enter(Phase.SERVING)
         self.workforce.slots.wake(generation.number)
         seconds = (time.monotonic_ns() - self.board.get("started_ns")) / 1e9
         _log.info("Generation %d is open, %.1f s after the start", generation.number, seconds)
+        self.forget(old)
         self._settle()
 
     def _relieve(self, serving: Generation) -> None:

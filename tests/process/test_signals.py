@@ -106,6 +106,19 @@ def test_drain_answers_what_it_accepted(tmp_path: Path) -> None:
         server.clean(0)
 
 
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGQUIT])
+def test_second_signal_hurries_after_a_drain(number: Signals, tmp_path: Path) -> None:
+    """The stop that follows a drain waits for the request in flight too, until somebody says so again."""
+    with server_in("request", tmp_path, drain=1) as scene:
+        server = scene.server
+        server.send(SIGTERM)
+        server.wait(lambda: server.status()["phase"] == "stopping", "the end of the drain")
+        sent = time.monotonic()
+        server.send(number)
+        server.clean(0)
+        assert time.monotonic() - sent < QUICK
+
+
 def _ask(connection: http.client.HTTPConnection) -> int:
     kind, data = PLAIN["x"]
     tensor = {"name": "x", "datatype": kind, "shape": [1, 3], "data": data}
