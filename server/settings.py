@@ -14,7 +14,6 @@ from server.cgroup import cores
 from server.exits import ConfigurationError
 
 PREFIX = "WARMFORK_"
-MIB = 1 << 20
 
 # What Kubernetes injects into every pod for a Service whose name starts with "warmfork".
 _SERVICE_LINK = re.compile(r"WARMFORK_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")

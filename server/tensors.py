@@ -55,17 +55,3 @@ class TensorSpec:
     def dtype(self) -> np.dtype[Any]:
         """The numpy type of this tensor."""
         return DTYPES[self.datatype]
-
-
-def datatype_of(dtype: np.dtype[Any]) -> str:
-    """Name the protocol's datatype of a numpy type; `str_`, `bytes_` and `object_` are BYTES.
-
-    Raises `ValueError` naming the type if the protocol has none for it.
-    """
-    if dtype.kind in "OSU":
-        return "BYTES"
-    for name, known in DTYPES.items():
-        if known == dtype:
-            return name
-    message = f"numpy type {dtype} has no datatype in the protocol; it knows {', '.join(DTYPES)}"
-    raise ValueError(message)

@@ -27,7 +27,7 @@ from server.processes import share_heap, trim_heap
 from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
-from server.states import Event, Role
+from server.states import Event, Phase, Role
 from server.warmup.proof import prove
 from server.warmup.rehearsal import Exchange, rehearse
 from server.warmup.warm import warm
@@ -161,6 +161,8 @@ class Boot:
 
     def fail(self, error: ExitError) -> NoReturn:
         """Say why in the slot and leave at once."""
+        if self.board.phase is Phase.STOPPING:  # our own requests are refused then, which is nobody's fault
+            leave(0)
         self.say(str(error))
         self.board.slots["status"][self.slot] = error.status
         self.board.move(self.slot, Event.FAIL)
