@@ -1,12 +1,17 @@
 # docker run -p 8000:8000 -p 8001:8001 -v ./models:/models:ro warmfork
+#
+# Without torch: --build-arg EXTRAS=text. The CPU build of torch comes from its own index; PyPI's brings gigabytes of CUDA.
+# There is no compiler inside: a model with torch.compile = true needs an image of yours with g++.
 
 FROM python:3.11-slim AS builder
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # pip reads the version there; the code itself does not go into the venv.
 COPY server/__init__.py server/
+ARG EXTRAS=torch,text
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN python -m venv /venv \
-    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt .
+    && /venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[$EXTRAS]"
 
 FROM python:3.11-slim
 # A number, so that Kubernetes can see that it is not root.

@@ -8,7 +8,7 @@ setup: .venv/stamp  ## make .venv with everything pinned
 
 .venv/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[demo,test,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[torch,text,demo,test,bench]'
 	@touch $@
 
 serve: setup  ## run the server in the foreground, with the demo models unless WARMFORK_MODELS names others
@@ -47,9 +47,9 @@ types: setup  ## mypy, strict
 pins:  ## make constraints.txt anew from the newest versions that pyproject.toml allows
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT \
 	&& $(PYTHON) -m venv "$$new/venv" \
-	&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check '.[demo,test,bench]' \
+	&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check '.[torch,text,demo,test,bench]' \
 	&& sed '/^[^#]/,$$d' constraints.txt > "$$new/pins" \
-	&& "$$new/venv/bin/python" -m pip freeze --exclude warmfork >> "$$new/pins" \
+	&& "$$new/venv/bin/python" -m pip freeze --exclude warmfork | sed 's/+cpu$$//' >> "$$new/pins" \
 	&& cp "$$new/pins" constraints.txt
 
 clean:  ## remove what was made here, models/ excepted

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import boot, cold, memory, probes, throughput
+from bench import boot, cold, compiled, embed, memory, probes, throughput
 from bench.report import Report, Say, table, write
 
 BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
     "cold": cold.run,
     "copy": memory.run,
+    "embed": embed.run,
+    "compile": compiled.run,
     "boot": boot.run,
     "probes": probes.run,
     "http": throughput.run,

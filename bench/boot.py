@@ -10,7 +10,7 @@ from bench import repository
 from bench.report import Figure, Report, Say
 from tests.server import PATIENCE, Server
 
-STARTS = 5
+STARTS = 3
 MASTER = ("trying", "loading", "forking", "booting")
 WORKER = ("loading", "warming", "proving", "waiting")
 

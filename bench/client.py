@@ -25,18 +25,28 @@ def get(path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
 
 
-def infer(model: str, inputs: Mapping[str, npt.NDArray[np.float32]], *, binary: bool = True) -> bytes:
-    """The bytes of an inference request; inputs and outputs are binary tensors or JSON."""
+def infer(model: str, inputs: Mapping[str, npt.NDArray[Any]], *, binary: bool = True) -> bytes:
+    """The bytes of an inference request; inputs, floats or texts, and outputs are binary tensors or JSON."""
     tensors: list[dict[str, Any]] = []
+    tail = b""
     for name, array in inputs.items():
-        content = {"parameters": {"binary_data_size": array.nbytes}} if binary else {"data": array.ravel().tolist()}
-        tensors.append({"name": name, "datatype": "FP32", "shape": list(array.shape), **content})
+        datatype, raw = _raw(array)
+        content = {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": array.ravel().tolist()}
+        tensors.append({"name": name, "datatype": datatype, "shape": list(array.shape), **content})
+        tail += raw if binary else b""
     head = msgspec.json.encode({"inputs": tensors, "parameters": {"binary_data_output": binary}})
-    tail = b"".join(array.tobytes() for array in inputs.values()) if binary else b""
     kind = "application/octet-stream" if binary else "application/json"
     length = f"Inference-Header-Content-Length: {len(head)}\r\n" if binary else ""
     fields = f"Host: bench\r\nContent-Type: {kind}\r\n{length}Content-Length: {len(head) + len(tail)}\r\n\r\n"
     return f"POST /v2/models/{model}/infer HTTP/1.1\r\n{fields}".encode() + head + tail
+
+
+def _raw(array: npt.NDArray[Any]) -> tuple[str, bytes]:
+    """The datatype of an array and its items as the protocol has them."""
+    if array.dtype == np.float32:
+        return "FP32", array.tobytes()
+    texts = [text.encode() for text in array.ravel()]
+    return "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
 class Connection:

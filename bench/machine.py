@@ -15,7 +15,7 @@ import psutil
 
 from server import __version__
 
-STACK = ("gunicorn", "falcon", "numpy", "onnxruntime", "msgspec")
+STACK = ("gunicorn", "falcon", "numpy", "onnxruntime", "msgspec", "torch", "tokenizers", "sentence-transformers")
 
 
 def facts() -> dict[str, Any]:

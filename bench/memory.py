@@ -2,82 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
-import psutil
-
-from bench import repository
-from bench.client import Connection, infer, one_each
+from bench import repository, torch_repository
+from bench.client import infer
+from bench.held import Held, measure
 from bench.report import Figure, Report, Say
-from tests.server import Server
 
 BOUND = 1.15
 MANY = 8
-REQUESTS = 1000
-"""Requests that each server answers before it is looked at, spread evenly over its workers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a server's processes hold, in bytes."""
-
-    rung: str
-    pss: int
-    private: list[int]
-    """By worker."""
+SHARE = 125
+"""Requests that each worker answers before the server is looked at: many make a thousand of them."""
+FLAT = 1.02
+LATER = 10_000
+"""Requests that it then answers before it is looked at again, twice, each `WHOLE`th of them through all of the model."""
+WHOLE = 100
+FEW = 2
+"""Workers, where memory is not compared: with one alone, what is the file's and mapped would count as its own."""
 
 
 def run(folder: Path, say: Say) -> Report:
-    """Measure one worker and many; then, where a session cannot be shared (two threads), one and two."""
-    say("making the model")
-    models = repository.wide(folder)
-    one, many = (_measure(models, say, workers, 1, REQUESTS) for workers in (1, MANY))
-    # The control needs no thousand requests: its copies are there from the start.
-    alone, two = (_measure(models, say, workers, 2, 20 * workers) for workers in (1, 2))
-    control = 1 + (MANY - 1) * (two.pss - alone.pss) / alone.pss
+    """Measure one worker and many, of each engine."""
+    say("making the models")
+    onnx, torch, tiny, both = (
+        make(folder) for make in (repository.wide, torch_repository.wide, repository.tiny, torch_repository.both_tiny)
+    )
+    figures, details = _onnx(onnx, say)
+    for found in (_torch(torch, say), _import(tiny, both, say)):
+        figures += found[0]
+        details |= found[1]
     return Report(
-        [
-            Figure(f"memory of the whole server, {MANY} workers ÷ 1", many.pss / one.pss, "", BOUND, control),
-            Figure(
-                "a worker's private memory ÷ weights",
-                median(many.private) / repository.WEIGHTS,
-                "",
-                None,
-                median(two.private) / repository.WEIGHTS,
-            ),
-            Figure("memory of the whole server, 1 worker", one.pss / 1e6, "MB", None, alone.pss / 1e6),
-            Figure(f"memory of the whole server, {MANY} workers", many.pss / 1e6, "MB"),
-        ],
+        figures,
         f"a session in each worker (WARMFORK_THREADS=2), {MANY} workers reckoned from 2",
-        {"weights": repository.WEIGHTS, "one": one, "many": many, "control one": alone, "control two": two},
+        {"weights": repository.WEIGHTS, **details},
     )
 
 
-def _measure(models: Path, say: Say, workers: int, threads: int, requests: int) -> Held:
-    say(f"{workers} workers of {threads} threads")
-    with Server(models, workers=workers, threads=threads) as server:
-        with one_each(server) as connections:
-            _serve(connections, requests)
-        page = server.status()
-        served = [worker["requests"] for worker in page["workers"]]
-        if len(served) != workers or min(served) < requests // workers:
-            message = f"{workers} workers were to answer {requests // workers} requests each, they answered {served}"
-            raise RuntimeError(message)
-        pss = sum(psutil.Process(pid).memory_full_info().pss for pid in server.processes())
-        held = [psutil.Process(worker["pid"]).memory_full_info().uss for worker in page["workers"]]
-    return Held(page["models"][0]["rung"], pss, held)
+Found = tuple[list[Figure], dict[str, Held]]
 
 
-def _serve(connections: Sequence[Connection], requests: int) -> None:
+def _onnx(models: Path, say: Say) -> Found:
+    """One worker and many; then, where a session cannot be shared (two threads), one and two."""
     request = infer("wide", repository.row(1, repository.WIDTH))
+    (one,), (many,) = (measure(models, say, workers, 1, [request] * SHARE * workers) for workers in (1, MANY))
+    # The control needs fewer requests: its copies are there from the start.
+    (alone,), (two,) = (measure(models, say, workers, 2, [request] * 20 * workers) for workers in (1, 2))
+    control = 1 + (MANY - 1) * (two.pss - alone.pss) / alone.pss
+    figures = [
+        Figure(f"memory of the whole server, {MANY} workers ÷ 1", many.pss / one.pss, "", BOUND, control),
+        Figure(
+            "a worker's private memory ÷ weights", many.worker / repository.WEIGHTS, "", None, two.worker / repository.WEIGHTS
+        ),
+        Figure("memory of the whole server, 1 worker", one.pss / 1e6, "MB", None, alone.pss / 1e6),
+        Figure(f"memory of the whole server, {MANY} workers", many.pss / 1e6, "MB"),
+    ]
+    return figures, {"one": one, "many": many, "control one": alone, "control two": two}
 
-    def serve(connection: Connection) -> None:
-        for _ in range(requests // len(connections)):
-            connection.exchange(request)
 
-    with ThreadPoolExecutor(len(connections)) as pool:
-        list(pool.map(serve, connections))
+def _torch(models: Path, say: Say) -> Found:
+    """One worker and many; then the many again, once all of their threads have had requests, and once more."""
+    rows = repository.row(1, repository.WIDTH)
+    whole, short = infer("wide", rows), infer("wide", {"x": rows["x"] + 1})
+    more = [short if number % WHOLE else whole for number in range(LATER)]
+    (one,) = measure(models, say, 1, 1, [whole] * SHARE)
+    many, later, last = measure(models, say, MANY, 1, [whole] * SHARE * MANY, more, more)
+    figures = [
+        Figure(f"torch: memory of the whole server, {MANY} workers ÷ 1", many.pss / one.pss, "", BOUND),
+        Figure(f"torch: the same, {LATER:,} requests later ÷ before", later.pss / many.pss, "", FLAT),
+        Figure(f"torch: the same, another {LATER:,} requests later ÷ before", last.pss / later.pss, "", FLAT),
+        Figure("torch: a worker's private memory ÷ weights", many.worker / repository.WEIGHTS),
+        Figure("torch: a worker's private memory", many.worker / 1e6, "MB"),
+        Figure("torch: memory of the whole server, 1 worker", one.pss / 1e6, "MB"),
+        Figure(f"torch: memory of the whole server, {MANY} workers", many.pss / 1e6, "MB"),
+    ]
+    return figures, {"torch one": one, "torch many": many, "torch later": later, "torch last": last}
+
+
+def _import(tiny: Path, both: Path, say: Say) -> Found:
+    """What importing torch costs: workers with a tiny model of ONNX, without and with one of torch beside it."""
+    row = repository.row(1)
+    requests = [infer("tiny", row), infer("tiny_torch", row)] * 100
+    (without,) = measure(tiny, say, FEW, 1, requests[::2])
+    (beside,) = measure(both, say, FEW, 1, requests)
+    figures = [
+        Figure(
+            "a tiny model of torch beside one of ONNX: a worker's private memory",
+            beside.worker / 1e6,
+            "MB",
+            None,
+            without.worker / 1e6,
+        ),
+        Figure("a tiny model of torch beside one of ONNX: the whole server", beside.pss / 1e6, "MB", None, without.pss / 1e6),
+        Figure("what importing torch costs a worker", (beside.worker - without.worker) / 1e6, "MB"),
+    ]
+    return figures, {"tiny onnx": without, "tiny onnx and torch": beside}

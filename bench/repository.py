@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,50 +16,66 @@ from onnx import helper
 
 from tests.models import dense, graph, put
 
-Inputs = Mapping[str, npt.NDArray[np.float32]]
+Inputs = Mapping[str, npt.NDArray[Any]]
 
 SIZES = (1, 2, 4)
 WIDTH = 2048
 LAYERS = 32
 WEIGHTS = 4 * WIDTH * WIDTH * LAYERS
 """Bytes of weights of `wide`."""
+TEXT = "a man and his dog walk by the river in the rain until it is time to go home"
+"""Every word is one token."""
 
 
 def resnet50(folder: Path) -> Path:
     """The demo model, batches of 1, 2 and 4."""
-    root = folder / "resnet50"
-    command = [sys.executable, "-m", "demo", str(root), "--only", "resnet50"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own program
-    return root
+    return _demo(folder, "resnet50")
 
 
 def image(batch: int) -> Inputs:
     """What `resnet50` takes."""
-    return {"image": _numbers(batch, 3, 224, 224)}
+    return {"image": numbers(batch, 3, 224, 224)}
+
+
+def embed(folder: Path) -> Path:
+    """The demo model."""
+    return _demo(folder, "embed")
+
+
+def embed_shapes(models: Path) -> tuple[list[int], list[int]]:
+    """Its batch sizes and its length buckets."""
+    toml = tomllib.loads((models / "embed" / "model.toml").read_text(encoding="utf-8"))
+    return toml["batch_sizes"], toml["axes"]["length"]
+
+
+def texts(count: int, words: int) -> Inputs:
+    """What `embed` takes: `words` words are two tokens more."""
+    text = " ".join(islice(cycle(TEXT.split()), words))
+    return {"text": np.array([text] * count, object)}
 
 
 def small(folder: Path) -> Path:
     """`dense`: one product of 64 by 64, batches of 1, 2 and 4."""
-    return _once(folder / "small", lambda root: put(root, "dense", dense(), f"batch_sizes = {list(SIZES)}\n"))
+    return once(folder / "small", lambda root: put(root, "dense", dense(), f"batch_sizes = {list(SIZES)}\n"))
 
 
 def row(batch: int, width: int = 64) -> Inputs:
     """What `dense`, `tiny` and `wide` take."""
-    return {"x": _numbers(batch, width)}
+    return {"x": numbers(batch, width)}
 
 
 def wide(folder: Path) -> Path:
     """`wide`: half a gigabyte of weights, one row at a time."""
-    return _once(folder / "wide", lambda root: put(root, "wide", dense(WIDTH, LAYERS), "batch_sizes = [1]\n"))
+    return once(folder / "wide", lambda root: put(root, "wide", dense(WIDTH, LAYERS), "batch_sizes = [1]\n"))
 
 
 def tiny(folder: Path) -> Path:
     """`tiny`: 64 numbers in, 10 out."""
-    weights = {"w": _numbers(64, 10)}
+    weights = {"w": numbers(64, 10)}
     model = graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ("FP32", ["batch", 64])}, {"y": ("FP32", ["batch", 10])}, weights
     )
-    return _once(folder / "tiny", lambda root: put(root, "tiny", model))
+    return once(folder / "tiny", lambda root: put(root, "tiny", model))
 
 
 def spinning(folder: Path, seconds: float) -> Path:
@@ -68,14 +87,23 @@ def spinning(folder: Path, seconds: float) -> Path:
         "    while time.monotonic() < end: pass\n"
         "    return inputs\n"
     )
-    return _once(folder / "spinning", lambda root: put(root, "spinning", dense(), python=python))
+    return once(folder / "spinning", lambda root: put(root, "spinning", dense(), python=python))
 
 
-def _once(root: Path, write: Callable[[Path], object]) -> Path:
+def _demo(folder: Path, name: str) -> Path:
+    root = folder / f"demo-{name}"
+    command = [sys.executable, "-m", "demo", str(root), "--only", name]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 - our own program
+    return root
+
+
+def once(root: Path, write: Callable[[Path], object]) -> Path:
+    """Have `write` make a repository unless this run has made it; give it."""
     if not root.exists():
         write(root)
     return root
 
 
-def _numbers(*shape: int) -> npt.NDArray[np.float32]:
+def numbers(*shape: int) -> npt.NDArray[np.float32]:
+    """Floats in [0, 1), the same ones every time."""
     return np.random.Generator(np.random.PCG64(1)).random(shape, np.float32)

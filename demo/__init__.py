@@ -1,1 +1,1 @@
-"""The demo model repository: two real models, made on the spot, so that a fresh clone has something to serve."""
+"""The demo model repository: real models, made on the spot, so that a fresh clone has something to serve."""

@@ -20,11 +20,14 @@ def main() -> int:
     names = [arguments.only] if arguments.only else list(WRITERS)
     # The runtime reads it when it is imported; a thread of its own has no place in a command that makes files.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    made = make(arguments.target, names, force=arguments.force)
+    try:
+        made = make(arguments.target, names, force=arguments.force)
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"{error.name} is missing: pip install '.[demo]'\n")
     for model in made:
         sys.stdout.write(f"{arguments.target / model.name}: made, {model.size / 1e6:.1f} MB in {model.seconds:.1f} s\n")
     if not made:
-        sys.stdout.write(f"{arguments.target}: {' and '.join(names)} already there\n")
+        sys.stdout.write(f"{arguments.target}: {', '.join(names)} already there\n")
     return 0
 
 

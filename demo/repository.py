@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-WRITERS: Mapping[str, str] = {"filetype": "demo.filetype.make", "resnet50": "demo.resnet50"}
+WRITERS: Mapping[str, str] = {
+    "filetype": "demo.filetype.make",
+    "embed": "demo.embed.make",
+    "resnet50": "demo.resnet50",
+    "resnet50_torch": "demo.resnet50_torch.make",
+}
 """The module that writes each model, imported only when that is to be made: `write(folder)` fills an empty folder."""
 
 WORKSHOP = ".making"

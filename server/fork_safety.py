@@ -37,12 +37,16 @@ def unsafe() -> str:
 
 
 @contextmanager
-def fork_safe(culprit: str) -> Iterator[None]:
-    """Run a step of `culprit` after which this process must still be fit to fork; else raise `UnshareableError` naming it."""
+def fork_safe(culprit: str, begun: object = "") -> Iterator[None]:
+    """Run a step of `culprit` after which this process must still be fit to fork; else raise `UnshareableError` naming it.
+
+    `begun`: whatever says as text, afterwards, where it was begun.
+    """
     yield
     found = unsafe()
     if found:
-        message = f"{culprit} left {found} in the process that forks the workers; no child would survive that"
+        where = f", begun at {begun}," if str(begun) else ""
+        message = f"{culprit} left {found}{where} in the process that forks the workers; no child would survive that"
         raise UnshareableError(message)
 
 

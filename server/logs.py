@@ -6,14 +6,24 @@ from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter
 
-LOGGERS = {"text": "gunicorn.glogging.Logger", "json": "server.logs.JsonLogger"}
+LOGGERS = {"text": "server.logs.TextLogger", "json": "server.logs.JsonLogger"}
 """What `logger_class` is for each value of `WARMFORK_LOG`."""
 
 _FIELDS = "%(asctime)s %(process)d %(levelname)s %(message)s"
 _NAMES = {"asctime": "time", "levelname": "level", "process": "pid"}
 
 
-class JsonLogger(Logger):
+class TextLogger(Logger):
+    """gunicorn's logger."""
+
+    def close_on_exec(self) -> None:
+        """Nothing, since Python's files are so by themselves.
+
+        gunicorn would look up every logger that there is, and torch has hundreds: each worker would copy all their pages.
+        """
+
+
+class JsonLogger(TextLogger):
     """gunicorn's logger, one JSON text a line."""
 
     def setup(self, cfg: Config) -> None:

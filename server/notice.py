@@ -28,6 +28,11 @@ class ModelNotice(msgspec.Struct, frozen=True):
     """The plan, in the order of the slot's `shapes`: axis name to length."""
     private_bytes: int
     """What one worker adds for it, as measured by the trial."""
+    precision: str = ""
+    difference: float | None = None
+    """The largest difference from float32 on any sample."""
+    compile_seconds: float | None = None
+    """What compiling all shapes took, or finding them compiled."""
 
 
 class Notice(msgspec.Struct, frozen=True):

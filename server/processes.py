@@ -116,9 +116,11 @@ def tasks(pid: int | str = "self") -> dict[int, str]:
 
 
 def private_bytes(pid: int | str = "self") -> int:
-    """Bytes that this process shares with no other; 0 once it has ended."""
-    held = memory(pid)
-    return held.get("Private_Clean", 0) + held.get("Private_Dirty", 0)
+    """Bytes that this process has written and shares with no other; 0 once it has ended.
+
+    Pages of a mapped file that it alone has read so far are not counted: the next reader shares them.
+    """
+    return memory(pid).get("Private_Dirty", 0)
 
 
 def memory(pid: int | str = "self") -> dict[str, int]:

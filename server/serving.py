@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from server.counters import Counters
 from server.models.model import Model
@@ -99,6 +99,10 @@ class Serving:
     def refused(self, model: Model | None, received_ns: int) -> None:
         """Count a request that got an error."""
         self.counters.refused(model, received_ns)
+
+
+Served = Callable[[], Serving]
+"""Gives what this process serves; see `current`."""
 
 
 def serve(serving: Serving) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from wsgiref.types import StartResponse, WSGIEnvironment
-
 import falcon
 
 from server import serving
@@ -14,28 +11,17 @@ from server.api.infer import Infer
 from server.api.metadata import Metadata
 from server.api.repository import RepositoryIndex
 from server.api.statistics import Statistics
-from server.serving import Serving
+from server.serving import Served
 
 App = falcon.App[falcon.Request, falcon.Response]
 
 
-_made: list[App] = []
-
-
-def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The app of this worker, for gunicorn; made at the first request, which a worker sends itself before any client can."""
-    if not _made:
-        _made.append(create(serving.current()))
-    return _made[0](environ, start_response)
-
-
-def create(served: Serving) -> App:
-    """Make the app that answers for `served`."""
+def create(served: Served) -> App:
+    """Make the app that answers for what `served` gives at each request."""
     app = falcon.App(middleware=[errors.KnownMethods()])
     app.req_options.strip_url_path_trailing_slash = True
     errors.install(app)
     health, metadata, statistics = Health(served), Metadata(served), Statistics(served)
-    app.add_route("/v2", metadata, suffix="server")
     app.add_route("/v2/health/live", health, suffix="live")
     app.add_route("/v2/health/ready", health, suffix="ready")
     app.add_route("/v2/models/stats", statistics, suffix="all")
@@ -45,4 +31,9 @@ def create(served: Serving) -> App:
         app.add_route(f"{model}/ready", health, suffix="model")
         app.add_route(f"{model}/stats", statistics, suffix="model")
         app.add_route(f"{model}/infer", Infer(served))
+    app.add_route("/v2", metadata, suffix="server", compile=True)  # the last: all routes, now and not at the first request
     return app
+
+
+application = create(serving.current)
+"""For gunicorn. Made in the master, which imports this, so that its workers share it; what it serves is its worker's own."""

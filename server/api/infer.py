@@ -13,7 +13,7 @@ from server.api.request import parse
 from server.api.response import Wanted
 from server.models.model import Model
 from server.refusals import BadInputError
-from server.serving import Serving
+from server.serving import Served
 from server.tensors import Array
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -23,8 +23,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 class Infer:
     """`…/infer`."""
 
-    def __init__(self, served: Serving) -> None:
-        """Answer for `served`."""
+    def __init__(self, served: Served) -> None:
+        """Answer for what `served` gives at each request."""
         self._served = served
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
@@ -32,22 +32,22 @@ class Infer:
         received_ns = time.monotonic_ns()
         model = None
         try:
-            model = self._served.find(name, version)
+            model = self._served().find(name, version)
             self._answer(req, resp, model, received_ns)
         except Exception:
-            self._served.refused(model, received_ns)
+            self._served().refused(model, received_ns)
             raise
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, model: Model, received_ns: int) -> None:
-        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, self._served.settings.max_body))
+        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, self._served().settings.max_body))
         input_ns = time.monotonic_ns() - received_ns
-        results = self._served.infer(model, tensors, received_ns=received_ns)
+        results = self._served().infer(model, tensors, received_ns=received_ns)
         inferred_ns = time.monotonic_ns()
         resp.data, length = response.write(model, given_id, outputs, results)
         if length is not None:
             resp.content_type = "application/octet-stream"
             resp.set_header(HEADER_LENGTH, str(length))
-        self._served.answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
+        self._served().answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
 
 
 def _read(model: Model, environ: Mapping[str, Any], came: bytes) -> tuple[dict[str, Array], list[Wanted], str | None]:

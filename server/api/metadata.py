@@ -8,7 +8,7 @@ import falcon
 import msgspec
 
 import server
-from server.serving import Serving
+from server.serving import Served
 from server.tensors import TensorSpec
 
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_repository")
@@ -17,8 +17,8 @@ EXTENSIONS = ("binary_tensor_data", "statistics", "model_repository")
 class Metadata:
     """`/v2` and `/v2/models/M[/versions/V]`."""
 
-    def __init__(self, served: Serving) -> None:
-        """Answer for `served`."""
+    def __init__(self, served: Served) -> None:
+        """Answer for what `served` gives at each request."""
         self._served = served
 
     def on_get_server(self, _req: falcon.Request, resp: falcon.Response) -> None:
@@ -27,10 +27,10 @@ class Metadata:
 
     def on_get_model(self, _req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer with the model's tensors and all its versions that are served."""
-        model = self._served.find(name, version)
+        model = self._served().find(name, version)
         answer = {
             "name": model.name,
-            "versions": [str(number) for number in sorted(self._served.models[model.name])],
+            "versions": [str(number) for number in sorted(self._served().models[model.name])],
             "platform": model.platform,
             "inputs": _tensors(model.inputs),
             "outputs": _tensors(model.outputs),

@@ -10,7 +10,7 @@ import msgspec
 
 from server.models.model import Model
 from server.scoreboard import Records, Scoreboard
-from server.serving import Serving
+from server.serving import Served
 
 Duration = dict[str, int]
 
@@ -18,26 +18,26 @@ Duration = dict[str, int]
 class Statistics:
     """`/v2/models/stats` and `…/stats` of a model."""
 
-    def __init__(self, served: Serving) -> None:
-        """Answer for `served`."""
+    def __init__(self, served: Served) -> None:
+        """Answer for what `served` gives at each request."""
         self._served = served
 
     def on_get_all(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer for every model."""
-        models = self._served.models
+        models = self._served().models
         self._answer(resp, (models[name][version] for name in sorted(models) for version in sorted(models[name])))
 
     def on_get_model(self, _req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer for the version named, or for every version if none is."""
-        model = self._served.find(name, version)
-        versions = self._served.models[name]
+        model = self._served().find(name, version)
+        versions = self._served().models[name]
         self._answer(resp, [model] if version else (versions[number] for number in sorted(versions)))
 
     on_head_all = on_get_all
     on_head_model = on_get_model
 
     def _answer(self, resp: falcon.Response, models: Iterable[Model]) -> None:
-        board = self._served.board
+        board = self._served().board
         resp.data = msgspec.json.encode({"model_stats": [_statistics(board, model) for model in models]})
 
 

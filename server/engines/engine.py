@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.tensors import Array, Tensors, TensorSpec
 
@@ -21,11 +22,40 @@ class Rung(StrEnum):
     """Every worker loads it and holds a copy of its own."""
 
 
+class Precision(StrEnum):
+    """What a model calculates with."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an engine loads: a file, and what is said of it elsewhere."""
+
+    path: Path
+    inputs: tuple[TensorSpec, ...] | None = None
+    """The model's own tensors as `model.toml` has them; None where it leaves them to the file."""
+    outputs: tuple[TensorSpec, ...] | None = None
+    module: Callable[[], Any] | None = None
+    """The operator's own: makes the network that the file has the weights of."""
+    precision: Precision = Precision.FP32
+    compiled: bool = False
+    """Whether it is to be compiled for each shape."""
+
+
 class Session(Protocol):
     """A model that is loaded and can run."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    def enter(self, threads: int) -> None:
+        """Begin to run it in this process, on `threads` threads; called once in each, before its first run there."""
+
+    def settle(self) -> None:
+        """Every shape is warm in this process: a shape that comes now is cold, and must cost no more than its run."""
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Run once; every output by name. Raises `MemoryError` where memory ran out, `BadInputError` for a bad input."""
@@ -37,14 +67,14 @@ class Engine(Protocol):
     platform: str
     """What the protocol's metadata calls it."""
 
-    def check(self, path: Path) -> None:
-        """Raise `ConfigurationError` naming the file and the check unless `path` is such a model, inside its folder alone.
+    def check(self, source: Source) -> None:
+        """Raise `ConfigurationError` naming the file and the check unless it is such a model, inside its folder alone.
 
         Called in a throw-away child alone: it may take memory.
         """
 
-    def rungs(self, path: Path, threads: int) -> Sequence[tuple[Rung, str]]:
+    def rungs(self, source: Source, threads: int) -> Sequence[tuple[Rung, str]]:
         """The rungs to try, best first, each with why it is not the one above (empty on `LIVE`). Called after `check`."""
 
-    def load(self, path: Path, threads: int) -> Session:
+    def load(self, source: Source, threads: int) -> Session:
         """Load the model to run on `threads` threads; with 1 it starts none, so that the master may do it."""

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
-from server.engines.engine import Rung
+from server.engines.engine import Precision, Rung, Source
 from server.exits import ConfigurationError, ExitError
 from server.refusals import BadInputError
 from server.tensors import ANY, Array, Tensors, TensorSpec
@@ -55,6 +55,12 @@ class OnnxSession:
             message = f"{path}: has tensors of BF16 and of BYTES, which onnxruntime does not run in one model from Python"
             raise ConfigurationError(message)
 
+    def enter(self, threads: int) -> None:
+        """Nothing: a session has the threads that it was made with."""
+
+    def settle(self) -> None:
+        """Nothing: every shape runs in the same way."""
+
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Run once, all outputs."""
         feed = {spec.name: _text(inputs[spec.name], spec) for spec in self.inputs}
@@ -77,8 +83,12 @@ class OnnxRuntime:
 
     platform = "onnxruntime_onnx"
 
-    def check(self, path: Path) -> None:
+    def check(self, source: Source) -> None:
         """Parse the file; external data must lie in the model's folder, under no link: it would be a way to read any file."""
+        path = source.path
+        if source.compiled or source.precision is not Precision.FP32:
+            message = f"{path}: [torch] in model.toml is for torch; onnxruntime compiles nothing, and precision is the file's"
+            raise ConfigurationError(message)
         for name in _external(path):
             location = path.parent / name
             plain = not Path(name).is_absolute() and ".." not in Path(name).parts
@@ -95,15 +105,16 @@ class OnnxRuntime:
                 message = f"{path}: external data {name!r} is a hard link"
                 raise ConfigurationError(message)
 
-    def rungs(self, path: Path, threads: int) -> Sequence[tuple[Rung, str]]:
+    def rungs(self, source: Source, threads: int) -> Sequence[tuple[Rung, str]]:
         """The live session first, unless more than one thread is asked for: it would silently run on one."""
         why = f"a session made before the fork runs on one thread, WARMFORK_THREADS={threads}" if threads > 1 else ""
         live = [] if why else [(Rung.LIVE, "")]
         # Of mapped weights onnxruntime copies what it packs anew, so this rung saves little; what it costs a worker is measured.
-        return [*live, (Rung.MAPPED if _external(path) else Rung.PRIVATE, why)]
+        return [*live, (Rung.MAPPED if _external(source.path) else Rung.PRIVATE, why)]
 
-    def load(self, path: Path, threads: int) -> OnnxSession:
+    def load(self, source: Source, threads: int) -> OnnxSession:
         """Make a session; raise `ConfigurationError` naming the file if onnxruntime refuses it."""
+        path = source.path
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

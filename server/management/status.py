@@ -54,6 +54,11 @@ class Model(msgspec.Struct, frozen=True):
     batched: bool
     shapes: list[dict[str, int]]
     private_bytes: int
+    precision: str
+    difference: float | None
+    """The largest difference from float32 on any sample; None where it calculates in that."""
+    compile_seconds: float | None
+    """What compiling all shapes took in the trial, or finding them compiled; None where nothing is compiled."""
 
 
 class Targets(msgspec.Struct, frozen=True):

@@ -23,11 +23,13 @@ from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
+from server.models.source import shares_compiled, source, text
 from server.processes import settle_heap
 from server.settings import Settings
 from server.states import Phase
 from server.warmup.messages import Doing
 from server.warmup.trial import survival, trial
+from server.warmup.warm import once
 
 MIND_SECONDS = 0.25
 """How often a load is interrupted for what must not wait."""
@@ -96,21 +98,25 @@ class Build:
         self._same(files)
         try:
             with fork_safe(where), _deadline(files, self.settings.boot_timeout, self.mind):
-                python = operator.load(files)
                 engine = engine_for(files.path)  # its import is shared, if not its session
-                session = engine.load(files.path, 1) if finding.rung == Rung.LIVE else None
+                python = operator.load(files)
+                session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
+                holding = Holding(
+                    files=files,
+                    python=python,
+                    text=text(files),
+                    session=session,
+                    finding=finding,
+                    index=self.index(files.key),
+                    remembered=tuple(tuple(shape) for shape in finding.remembered),
+                )
+                if session and shares_compiled(source(files, python), self.settings.threads):
+                    once(holding.open(1), lambda step: self.say(Phase.LOADING, f"{step}, finding it compiled"))
         except MemoryError:
             message = f"{where}: memory ran out"
             raise ResourceError(message) from None
         self._same(files)
-        return Holding(
-            files=files,
-            python=python,
-            session=session,
-            finding=finding,
-            index=self.index(files.key),
-            remembered=tuple(tuple(shape) for shape in finding.remembered),
-        )
+        return holding
 
     def _same(self, files: ModelFiles) -> None:
         """Raise `ConfigurationError` unless the files are still those that the trial loaded."""
@@ -140,6 +146,7 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
         if time.monotonic() < end:
             mind()
             return
+        signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.dump_traceback(all_threads=True)
         message = f"model {files.key}: hung for more than {seconds:g} s while the master loaded it"
         raise ModelError(message)

@@ -109,6 +109,9 @@ def _notices(generation: Generation) -> list[ModelNotice]:
             batched=holding.finding.batched,
             shapes=holding.finding.shapes,
             private_bytes=holding.finding.private_bytes,
+            precision=holding.finding.precision,
+            difference=holding.finding.difference,
+            compile_seconds=holding.finding.compile_seconds,
         )
         for holding in generation.holdings
     ]

@@ -20,5 +20,11 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """The plan: length by axis for each shape."""
     private_bytes: int
     """What one worker adds for it."""
+    precision: str = ""
+    """What it calculates in, where `model.toml` can say."""
+    difference: float | None = None
+    """The largest difference from float32 on any sample, of any output; None where it calculates in that."""
+    compile_seconds: float | None = None
+    """What compiling all shapes took, or finding them compiled; None where nothing is compiled."""
     remembered: list[list[int]] = []
     """Shapes met cold before that ran well in the trial; the others are forgotten."""

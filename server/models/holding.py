@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from server.engines.catalogue import engine_for
 from server.engines.engine import Session
+from server.features.text import Text
 from server.models.finding import Finding
 from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
 from server.models.shapes import Shape
+from server.models.source import source
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Holding:
 
     files: ModelFiles
     python: OperatorPython
+    text: Text | None
     session: Session | None
     """The live session; None on the lower rungs, where each worker loads its own."""
     finding: Finding
@@ -28,10 +31,12 @@ class Holding:
 
     def open(self, threads: int) -> Model:
         """The model as a process serves it: around the master's session, or one of its own with `threads` threads."""
-        session = self.session or engine_for(self.files.path).load(self.files.path, threads)
+        session = self.session or engine_for(self.files.path).load(source(self.files, self.python), threads)
+        session.enter(threads)
         return Model(
             files=self.files,
             python=self.python,
+            text=self.text,
             session=session,
             platform=self.finding.platform,
             index=self.index,

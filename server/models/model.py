@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from server.engines.engine import Session
 from server.exits import ConfigurationError
+from server.features.text import IDS, MASK, TYPES, Text
 from server.models import golden, shapes
 from server.models.golden import Golden
 from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
 from server.models.schema import TensorTable
 from server.models.shapes import BATCH, Plan, Shape
+from server.models.source import spec as spec_of
 from server.refusals import BadInputError, ModelFailedError
-from server.tensors import ANY, Array, Tensors, TensorSpec
+from server.tensors import Array, Tensors, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Model:
     python: OperatorPython
     session: Session
     platform: str
+    text: Text | None = None
+    """The tokenizer in front of it, after the operator's `preprocess`."""
     index: int = 0
     """Where its counters stand in a slot of the scoreboard."""
     batched: bool = True
@@ -46,6 +50,8 @@ class Model:
     remembered: tuple[Shape, ...] = ()
     """Shapes of undeclared axes that were met cold before, and are warmed now."""
     plan: Plan = field(init=False)
+    taken: tuple[TensorSpec, ...] = field(init=False)
+    """What comes after `preprocess`: the model's own inputs, or the text that they are made of."""
     inputs: tuple[TensorSpec, ...] = field(init=False)
     """As clients see them."""
     outputs: tuple[TensorSpec, ...] = field(init=False)
@@ -60,11 +66,15 @@ class Model:
         except ConfigurationError as error:
             message = f"{self.files.folder}: {error}"
             raise ConfigurationError(message) from None
-        self.inputs = _seen(self.plan.inputs, toml.inputs, self.plan)
+        self.taken = self._behind_text(self.text) if self.text else self.plan.inputs
+        self.inputs = _seen(self.taken, toml.inputs, self.plan)
         self.outputs = _seen(self.plan.outputs, toml.outputs, self.plan)
-        for side, given, hook in (("inputs", toml.inputs, "preprocess"), ("outputs", toml.outputs, "postprocess")):
-            if given and getattr(self.python, hook) is None:
-                message = f"{self.files.folder.parent / 'model.toml'}: [[{side}]] needs python with {hook}"
+        for side, seen, own, hook in (
+            ("inputs", self.inputs, self.taken, "preprocess"),
+            ("outputs", self.outputs, self.plan.outputs, "postprocess"),
+        ):
+            if getattr(self.python, hook) is None and _signature(seen) != _signature(own):
+                message = f"{self.files.folder.parent / 'model.toml'}: [[{side}]] other than the model's needs python with {hook}"
                 raise ConfigurationError(message)
         self.golden = [golden.load(path, self.inputs, self.outputs) for path in self.files.golden]
 
@@ -106,7 +116,9 @@ class Model:
                 if not _raised_in(error, self.files.python):
                     raise  # a library's text is not meant for clients, and may be about anything
                 raise BadInputError(str(error)) from error
-            _expect(self.plan.inputs, made, "preprocess")
+            _expect(self.taken, made, "preprocess")
+        if self.text:
+            made = {**made, **self.text.encode(made[self.text.name], self.plan.inputs)}
         came = self.plan.measure(made)
         shape = self.plan.fit(came, exact=not self.batched)
         return Prepared(self.plan.pad(made, shape), shape, came)
@@ -122,6 +134,23 @@ class Model:
             made = self.python.postprocess(made, dict(inputs))
             _expect(self.outputs, made, "postprocess")
         return made
+
+    def _behind_text(self, text: Text) -> tuple[TensorSpec, ...]:
+        """What stands where the tokenizer's tensors stood: the text; and set the tokenizer to the length buckets."""
+        toml = self.files.folder.parent / "model.toml"
+        ids = next((spec for spec in self.plan.inputs if spec.name == IDS), None)
+        if ids is None or len(ids.shape) != 2:  # noqa: PLR2004 - rows and length
+            have = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in self.plan.inputs)
+            message = f"{toml}: [text] needs a model with {IDS} of two axes, this one has {have}"
+            raise ConfigurationError(message)
+        axis = ids.axes[1]
+        if axis and axis not in self.plan.lengths:
+            message = f"{toml}: [text] needs length buckets, axes.{axis} = [...]"
+            raise ConfigurationError(message)
+        text.fit(self.plan.lengths[axis][-1] if axis else ids.shape[1], fixed=axis is None)
+        self.plan = replace(self.plan, fills=text.fills)
+        others = (spec for spec in self.plan.inputs if spec.name not in (IDS, MASK, TYPES))
+        return (TensorSpec(text.name, "BYTES", ids.shape[:1], ids.axes[:1]), *others)
 
     def infer(self, inputs: Tensors) -> dict[str, Array]:
         """The whole way, from what a client sends to what it gets."""
@@ -143,13 +172,11 @@ def _seen(specs: tuple[TensorSpec, ...], given: list[TensorTable] | None, plan: 
     """The tensors as clients see them: those of `model.toml` where it has any, else the model's own."""
     if given is None:
         return specs
-    return tuple(TensorSpec(table.name, table.datatype, tuple(table.shape), _axes(table, plan)) for table in given)
+    return tuple(spec_of(table, BATCH if plan.batched else None) for table in given)
 
 
-def _axes(table: TensorTable, plan: Plan) -> tuple[str | None, ...]:
-    lead = BATCH if plan.batched else f"{table.name}.0"
-    names = (lead, *(f"{table.name}.{axis}" for axis in range(1, len(table.shape))))
-    return tuple(name if length == ANY else None for name, length in zip(names, table.shape, strict=True))
+def _signature(specs: tuple[TensorSpec, ...]) -> set[tuple[str, str, tuple[int, ...]]]:
+    return {(spec.name, spec.datatype, spec.shape) for spec in specs}
 
 
 def _expect(specs: tuple[TensorSpec, ...], given: Mapping[str, Array], hook: str) -> None:

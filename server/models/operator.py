@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.models.repository import ModelFiles
@@ -21,16 +22,20 @@ Postprocess = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
 
 @dataclass(frozen=True, slots=True)
 class OperatorPython:
-    """`preprocess(inputs)` gives the model's inputs, `postprocess(outputs, inputs)` what clients get. Either may be absent."""
+    """What comes before and after the model, and in torch the network itself. Any may be absent."""
 
     preprocess: Preprocess | None = None
+    """Gives the model's inputs, or what its tokenizer takes, for what clients send."""
     postprocess: Postprocess | None = None
+    """Gives what clients get for the model's outputs and what they sent."""
+    module: Callable[[], Any] | None = None
+    """Makes the `torch.nn.Module` that the model's file holds the weights of."""
 
 
 def load(files: ModelFiles) -> OperatorPython:
     """Import the operator's Python of one model version.
 
-    Raises `ConfigurationError` naming the file if it cannot be imported or has neither function. Whatever else the module
+    Raises `ConfigurationError` naming the file if it cannot be imported or has none of the functions. Whatever else the module
     does at its import (ending the process, hanging, starting a thread) is for the trial to find out.
     """
     path = files.python
@@ -58,9 +63,9 @@ def load(files: ModelFiles) -> OperatorPython:
 
 
 def _functions(files: ModelFiles, module: ModuleType) -> OperatorPython:
-    found = {name: getattr(module, name, None) for name in ("preprocess", "postprocess")}
+    found = {name: getattr(module, name, None) for name in ("preprocess", "postprocess", "module")}
     wrong = [name for name, function in found.items() if function is not None and not callable(function)]
     if wrong or not any(found.values()):
-        message = f"{files.python}: must define preprocess(inputs) or postprocess(outputs, inputs)"
+        message = f"{files.python}: must define preprocess(inputs), postprocess(outputs, inputs) or module()"
         raise ConfigurationError(message)
     return OperatorPython(**found)

@@ -45,6 +45,11 @@ class ModelFiles:
         return self.folder / self.toml.python if self.toml.python else None
 
     @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer, if the model takes text."""
+        return self.folder / self.toml.text.tokenizer if self.toml.text else None
+
+    @property
     def golden(self) -> list[Path]:
         """The golden samples."""
         return [self.folder.parent / name for name in self.toml.golden]
@@ -57,7 +62,7 @@ class ModelFiles:
 
     def check(self) -> None:
         """Raise `ConfigurationError` unless every file that is named is there, is a file, can be read and is not empty."""
-        for path in (self.path, *([self.python] if self.python else []), *self.golden):
+        for path in filter(None, (self.path, self.python, self.tokenizer, *self.golden)):
             try:
                 if path.exists() and not path.is_file():  # opening a pipe would wait for ever
                     message = f"{path}: is not a file"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
+from server.engines.engine import Precision
 from server.exits import ConfigurationError
 from server.scoreboard import MAX_SHAPES
 from server.tensors import DTYPES
@@ -20,11 +22,45 @@ Inside = Annotated[str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$")]
 
 
 class TensorTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[inputs]]` or `[[outputs]]`: a tensor as clients see it, where the operator's Python makes it differ from the model's."""
+    """`[[inputs]]`, `[[outputs]]` as clients see them, `[[model.inputs]]`, `[[model.outputs]]` as the model has them."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
     datatype: str
-    shape: list[Annotated[int, msgspec.Meta(ge=-1)]]
+    shape: list[Annotated[int, msgspec.Meta(ge=-1)] | Annotated[str, msgspec.Meta(min_length=1)]]
+    """A length for each axis; -1 or a name for a free one."""
+
+
+class ModelTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[model]`: the model's own tensors, where neither its file says them nor `[[inputs]]` and `[[outputs]]` do."""
+
+    inputs: list[TensorTable] | None = None
+    outputs: list[TensorTable] | None = None
+
+
+class TextTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[text]`: a tokenizer in front of the model."""
+
+    tokenizer: Inside = "tokenizer.json"
+    """Inside the version's folder."""
+    input: Annotated[str, msgspec.Meta(min_length=1)] = "text"
+    """The tensor of BYTES that clients send."""
+    truncate: bool = True
+    """Whether a text of more tokens than the longest bucket is cut, and not refused."""
+    max_bytes: Length = 1 << 16
+    """The longest text that is looked at."""
+    pad: str | None = None
+    """The token that fills a bucket up; what the tokenizer says if absent."""
+
+
+class TorchTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[torch]`: how torch runs the model."""
+
+    compile: bool = False
+    """With `torch.compile`, once for each shape."""
+    precision: Precision = Precision.FP32
+    """Of weights and calculation, where the processor has it; float32 elsewhere."""
+    max_difference: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """How far an output may be from float32's on any sample."""
 
 
 class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,6 +86,20 @@ class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Absolute difference, likewise."""
     p95_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """A bound on the 95th percentile under the synthetic load, in milliseconds."""
+    model: ModelTable = ModelTable()
+    text: TextTable | None = None
+    torch: TorchTable = TorchTable()
+
+    def tensors(self) -> Iterator[tuple[str, list[TensorTable]]]:
+        """Every list of tensors that there is, by its key."""
+        for key, tables in (
+            ("inputs", self.inputs),
+            ("outputs", self.outputs),
+            ("model.inputs", self.model.inputs),
+            ("model.outputs", self.model.outputs),
+        ):
+            if tables is not None:
+                yield key, tables
 
 
 def read(path: Path) -> ModelToml:
@@ -59,26 +109,38 @@ def read(path: Path) -> ModelToml:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         message = f"{path}: {error}"
         raise ConfigurationError(message) from None
-    _known(path, table, ModelToml, "")
-    for key in ("inputs", "outputs"):
-        tensors = table.get(key)
-        for tensor in tensors if isinstance(tensors, list) else ():
-            _known(path, tensor, TensorTable, f"[[{key}]] ")
+    _keys(path, table)
     try:
         parsed = msgspec.convert(table, ModelToml)
     except msgspec.ValidationError as error:
         message = f"{path}: {error}"
         raise ConfigurationError(message) from None
-    for side, tensors in (("inputs", parsed.inputs or []), ("outputs", parsed.outputs or [])):
+    _check_tensors(path, parsed)
+    return parsed
+
+
+def _check_tensors(path: Path, parsed: ModelToml) -> None:
+    for side, tensors in parsed.tensors():
         names = [tensor.name for tensor in tensors]
         if len(set(names)) < len(names):
             message = f"{path}: [[{side}]] has a name twice: {', '.join(names)}"
             raise ConfigurationError(message)
-    for tensor in (*(parsed.inputs or ()), *(parsed.outputs or ())):
-        if tensor.datatype not in DTYPES:
-            message = f"{path}: datatype of {tensor.name!r} must be one of {', '.join(DTYPES)}, not {tensor.datatype!r}"
-            raise ConfigurationError(message)
-    return parsed
+        for tensor in tensors:
+            if tensor.datatype not in DTYPES:
+                message = f"{path}: datatype of {tensor.name!r} must be one of {', '.join(DTYPES)}, not {tensor.datatype!r}"
+                raise ConfigurationError(message)
+
+
+def _keys(path: Path, table: dict[str, Any]) -> None:
+    """Raise `ConfigurationError` for a key that there is not, at any depth."""
+    _known(path, table, ModelToml, "")
+    for key, kind in (("model", ModelTable), ("text", TextTable), ("torch", TorchTable)):
+        _known(path, table.get(key), kind, f"[{key}] ")
+    for prefix, tables in (("", table), ("model.", table.get("model"))):
+        for key in ("inputs", "outputs"):
+            tensors = tables.get(key) if isinstance(tables, dict) else None
+            for tensor in tensors if isinstance(tensors, list) else ():
+                _known(path, tensor, TensorTable, f"[[{prefix}{key}]] ")
 
 
 def _known(path: Path, table: object, kind: type[msgspec.Struct], where: str) -> None:

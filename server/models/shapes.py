@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Plan:
     """Every free axis, the batch first."""
     batched: bool
     """Whether the leading axis is a declared batch; it is then called `BATCH`."""
+    fills: Mapping[str, int] = field(default_factory=dict)
+    """What an input is padded with, where that is not zero."""
 
     def shapes(self, remembered: Iterable[Shape] = ()) -> list[Shape]:
         """Every shape to warm: all combinations of declared lengths, 1 for an axis that has none, and those remembered."""
@@ -93,9 +95,9 @@ class Plan:
         return ", ".join(f"{axis}={length}" for axis, length in zip(self.axes, shape, strict=True)) or "its one shape"
 
     def pad(self, inputs: Tensors, target: Shape) -> dict[str, Array]:
-        """Inputs of `target`, the new places filled with zeros. Inputs that have it already are passed on as they are."""
+        """Inputs of `target`, the new places filled up. Inputs that have it already are passed on as they are."""
         lengths = dict(zip(self.axes, target, strict=True))
-        return {spec.name: _grow(inputs[spec.name], spec, lengths) for spec in self.inputs}
+        return {spec.name: _grow(inputs[spec.name], spec, lengths, self.fills.get(spec.name, 0)) for spec in self.inputs}
 
     def cut(self, outputs: Tensors, shape: Shape) -> dict[str, Array]:
         """Outputs without what padding added."""
@@ -106,11 +108,11 @@ class Plan:
         }
 
 
-def _grow(array: Array, spec: TensorSpec, lengths: Mapping[str, int]) -> Array:
+def _grow(array: Array, spec: TensorSpec, lengths: Mapping[str, int], fill: int) -> Array:
     target = tuple(lengths[axis] if axis else length for axis, length in zip(spec.axes, array.shape, strict=True))
     if array.shape == target:
         return array
-    grown = np.full(target, b"", object) if array.dtype == object else np.zeros(target, array.dtype)
+    grown = np.full(target, b"" if array.dtype == object else fill, array.dtype)
     grown[tuple(slice(length) for length in array.shape)] = array
     return grown
 

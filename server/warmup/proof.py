@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,16 +48,47 @@ def rows_differ(model: Model) -> str:
     largest = model.plan.lengths[BATCH][-1]
     rest = tuple(model.plan.lengths.get(axis, (1,))[0] for axis in model.plan.axes[1:])
     # Made-up rows differ from one another, golden ones may not; but the operator's Python is only sure to take golden ones.
-    make = samples.inputs if model.python.preprocess else samples.made_up
-    batch = make(model, (largest, *rest))
+    batch = samples.inputs(model, (largest, *rest)) if model.python.preprocess else samples.mixed(model, largest)
     where = f"model {model.key}: a row alone against the row in a batch"
     together = infer(model, batch, where)
     for row in range(largest):
         alone = infer(model, {name: array[row : row + 1] for name, array in batch.items()}, where)
-        difference = _differ(model, {name: array[row : row + 1] for name, array in together.items()}, alone)
+        difference = _differ(model, _row(together, row, alone), alone)
         if difference:
             return f"row {row} of {largest} is another one alone: {difference}"
     return ""
+
+
+def _row(together: Tensors, row: int, alone: Tensors) -> dict[str, Array]:
+    """One row of a batch, without what it has since other rows are longer."""
+    return {
+        name: array[(slice(row, row + 1), *(slice(length) for length in alone[name].shape[1:]))]
+        for name, array in together.items()
+    }
+
+
+def largest_difference(model: Model, reference: Model) -> float:
+    """How far any float of any output is from the reference's, on the samples of every shape and on the golden ones.
+
+    Infinite where one is a number and the other none.
+    """
+    given = [samples.inputs(model, shape) for shape in model.shapes()] + [dict(sample.inputs) for sample in model.golden]
+    largest = 0.0
+    for inputs in given:
+        where = f"model {model.key}: beside float32"
+        came, wanted = infer(model, inputs, where), infer(reference, inputs, where)
+        for spec in model.outputs:
+            if spec.datatype in FLOATS:
+                largest = max(largest, _gap(came[spec.name].astype(np.float64), wanted[spec.name].astype(np.float64)))
+    return largest
+
+
+def _gap(one: Array, other: Array) -> float:
+    same = (one == other) | (np.isnan(one) & np.isnan(other))
+    numbers = np.isfinite(one) & np.isfinite(other)
+    if not (same | numbers).all():
+        return math.inf
+    return float(np.abs(one[~same] - other[~same]).max(initial=0.0))
 
 
 def several_threads(model: Model, threads: int) -> None:
@@ -65,7 +97,7 @@ def several_threads(model: Model, threads: int) -> None:
     where = f"model {model.key}: {threads} threads at once"
     expected = infer(model, inputs, where)
     with ThreadPoolExecutor(threads) as pool:
-        for answer in pool.map(lambda _: infer(model, inputs, where), range(2 * threads)):
+        for answer in pool.map(lambda _: infer(model, inputs, where), range(threads)):
             difference = _differ(model, expected, answer)
             if difference:
                 message = f"{where} get another answer than one: {difference}"

@@ -18,7 +18,7 @@ from server.models.shapes import Shape
 from server.tensors import Array, Tensors
 from server.warmup import samples
 
-ROUNDS = 3
+ROUNDS = 2
 """Times that every shape is sent, in every encoding, at least."""
 MOST_ROUNDS = 10
 MOST_SECONDS = 2.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.random import PCG64, Generator  # numpy loads it at its first use, which would be once per worker
 
@@ -16,7 +18,8 @@ def inputs(model: Model, shape: Shape) -> dict[str, Array]:
     """Inputs as a client would send them, that run in `shape`; the same ones at every call.
 
     Rows come from the golden samples in turn where the batch is the only free axis, since real input takes the paths that real
-    input takes. Otherwise floats are in [0, 1), integers 0 or 1, bytes a short text.
+    input takes. Otherwise floats are in [0, 1), integers 0 or 1, bytes a short text;
+    a tokenizer gets real sentences that fill `shape`.
     """
     lengths = dict(zip(model.plan.axes, shape, strict=True))
     if model.golden and not lengths:
@@ -35,8 +38,32 @@ def inputs(model: Model, shape: Shape) -> dict[str, Array]:
 def made_up(model: Model, shape: Shape) -> dict[str, Array]:
     """Inputs of `shape` out of nothing, every row another."""
     lengths = dict(zip(model.plan.axes, shape, strict=True))
+    made = _made_up(model.inputs, lengths)
+    if model.text and model.text.name in made:
+        tokens = model.text.length(model.plan.inputs, lengths)
+        made[model.text.name] = model.text.sentences([tokens] * len(made[model.text.name]))
+    return made
+
+
+def mixed(model: Model, rows: int) -> dict[str, Array]:
+    """Inputs of so many rows, every one another; texts of all lengths side by side, so that most of them are padded."""
+    shortest = tuple(model.plan.lengths.get(axis, (1,))[0] for axis in model.plan.axes[1:])
+    made = made_up(model, (rows, *shortest))
+    if model.text and model.text.name in made:
+        shapes = (dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes())
+        steps = sorted({model.text.length(model.plan.inputs, lengths) for lengths in shapes})
+        made[model.text.name] = model.text.sentences([steps[row % len(steps)] for row in range(rows)])
+    return made
+
+
+def own(model: Model, shape: Shape) -> dict[str, Array]:
+    """The model's own inputs, behind tokenizer and the operator's Python, of exactly `shape`."""
+    return _made_up(model.plan.inputs, dict(zip(model.plan.axes, shape, strict=True)))
+
+
+def _made_up(specs: Iterable[TensorSpec], lengths: dict[str, int]) -> dict[str, Array]:
     generator = Generator(PCG64(_SEED))
-    return {spec.name: _array(spec, lengths, generator) for spec in model.inputs}
+    return {spec.name: _array(spec, lengths, generator) for spec in specs}
 
 
 def _array(spec: TensorSpec, lengths: dict[str, int], generator: Generator) -> Array:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from server.exits import ExitError, ModelError
-from server.models.model import Model
+from server.models.model import Model, Prepared
 from server.models.shapes import Shape
 from server.tensors import FLOATS, Tensors, TensorSpec
 from server.warmup import samples
@@ -38,13 +38,13 @@ class Warmed:
     runs: int
 
 
-def warm(model: Model, say: Callable[[str], None]) -> Iterator[Warmed]:
-    """Run each shape of `model` the whole way until it has settled, looking at every answer.
+def warm(model: Model, say: Callable[[str], None], seconds: float = MOST_SECONDS) -> Iterator[Warmed]:
+    """Run each shape of `model` the whole way until it has settled, for up to `seconds`, looking at every answer.
 
     Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
     """
     for shape, where in _said(model, say):
-        times = _settle(partial(_run, model, shape, where))
+        times = _settle(_prepared(model, shape, where), seconds)
         yield Warmed(shape, times[0], sorted(times[-WINDOW:])[WINDOW // 2], len(times))
 
 
@@ -76,7 +76,7 @@ def _fits(spec: TensorSpec, came: tuple[int, ...], lengths: Mapping[str, int]) -
 def once(model: Model, say: Callable[[str], None]) -> None:
     """Run each shape once, looking at the answer; raises as `warm` does."""
     for shape, where in _said(model, say):
-        _run(model, shape, where)
+        _prepared(model, shape, where)()
 
 
 def runs_well(model: Model, shape: Shape) -> bool:
@@ -86,7 +86,7 @@ def runs_well(model: Model, shape: Shape) -> bool:
     """
     start = time.monotonic()
     try:
-        _run(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")
+        _prepared(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")()
     except (ExitError, MemoryError) as error:
         _log.warning("%s: not warmed", error)
         return False
@@ -102,8 +102,32 @@ def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str
 
 def infer(model: Model, inputs: Tensors, where: str) -> Tensors:
     """Run the whole way; whatever the model raises, but for `MemoryError`, comes as a `ModelError` that says `where`."""
-    try:
+    with _blamed(where):
         return model.infer(inputs)
+
+
+def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
+    """A run of one shape the whole way, on inputs that are made beforehand."""
+    inputs = samples.inputs(model, shape)
+    with _blamed(where):
+        prepared = model.prepare(inputs)
+    # The operator's Python may turn any input into one shape; those that are declared must run all the same.
+    meant = shape in model.remembered or all(axis in model.plan.lengths for axis in model.plan.axes)
+    own = Prepared(samples.own(model, shape), shape, shape) if meant and prepared.shape != shape else None
+
+    def run() -> None:
+        check(model, prepared.came, infer(model, inputs, where), where)
+        if own:
+            with _blamed(where):
+                model.run(own)
+
+    return run
+
+
+@contextmanager
+def _blamed(where: str) -> Iterator[None]:
+    try:
+        yield
     except MemoryError:
         raise
     except Exception as error:
@@ -111,14 +135,10 @@ def infer(model: Model, inputs: Tensors, where: str) -> Tensors:
         raise ModelError(message) from error
 
 
-def _run(model: Model, shape: Shape, where: str) -> None:
-    check(model, shape, infer(model, samples.inputs(model, shape), where), where)
-
-
-def _settle(run: Callable[[], None]) -> list[float]:
+def _settle(run: Callable[[], None], seconds: float) -> list[float]:
     """Times in milliseconds of runs until they get no faster: at least two windows unless time runs out."""
     times: list[float] = []
-    end = time.monotonic() + MOST_SECONDS
+    end = time.monotonic() + seconds
     while len(times) < MOST_RUNS:
         start = time.perf_counter()
         run()

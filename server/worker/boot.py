@@ -30,9 +30,12 @@ from server.settings import Settings
 from server.states import Event, Phase, Role
 from server.warmup.proof import prove
 from server.warmup.rehearsal import Exchange, rehearse
-from server.warmup.warm import warm
+from server.warmup.warm import MOST_SECONDS, warm
 
 _log = logging.getLogger("gunicorn.error")
+
+_WARM = 0.4
+"""Of the time that a worker may take to boot, what all shapes together may take to settle on a busy machine."""
 
 
 class Boot:
@@ -75,9 +78,11 @@ class Boot:
         """Run every shape of every model until it has settled, and write down how long it took."""
         with self.failing():
             self.enter(Event.WARM)
+            shapes = sum(len(model.shapes()) for model in self.models)
+            seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
             for model in self.models:
                 rows = self.board.slots["models"][self.slot][model.index]["shapes"]
-                for place, warmed in enumerate(warm(model, self.say)):
+                for place, warmed in enumerate(warm(model, self.say, seconds)):
                     rows[place] = (warmed.first_ms, warmed.steady_ms)
 
     def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
@@ -94,6 +99,8 @@ class Boot:
             for model in self.models:
                 rehearse(model, exchange, self.say)
             serving.counters.on = True
+            for model in self.models:
+                model.session.settle()
             gc.collect()
             trim_heap()
 

@@ -10,12 +10,13 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from types import FrameType
 from typing import Any, cast
 
 from gunicorn.http.message import Request
-from gunicorn.workers.gthread import TConn
+from gunicorn.workers.gthread import _DEFER, TConn  # type: ignore[attr-defined] # the stubs leave it out
 from gunicorn.workers.gthread import ThreadWorker as GunicornThreadWorker
 
 from server import serving
@@ -55,9 +56,20 @@ class ThreadWorker(GunicornThreadWorker):
         super().init_process()
 
     def enqueue_req(self, conn: TConn) -> None:
-        """Hand a connection to the pool; no client may hold a thread by its silence."""
+        """Hand a connection to the pool; no client may hold a thread by its silence, one that was opened ahead least of all."""
         bound_silence(conn.sock)
-        super().enqueue_req(conn)
+        if conn.initialized or conn.data_ready or conn.wait_for_data(0):
+            super().enqueue_req(conn)
+            return
+        silent: Future[Any] = Future()
+        silent.set_result(_DEFER)  # what a thread says of it that has waited for 5 s
+        self.finish_request(conn, silent)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Close idle connections by `deadline` when this worker leaves, also those that never sent anything."""
+        super()._cap_keepalive(deadline)  # type: ignore[misc] # the stubs leave it out
+        for connection in self.pending_conns:
+            connection.timeout = min(connection.timeout or deadline, deadline)
 
     def handle_error(self, req: Request | None, client: socket.socket, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn cannot parse as the protocol writes errors."""

@@ -26,6 +26,14 @@ class FakeSession:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     runs: list[Tensors] = field(default_factory=list)
+    settled: bool = False
+
+    def enter(self, threads: int) -> None:
+        """Nothing: a function has the threads of whoever calls it."""
+
+    def settle(self) -> None:
+        """Note it."""
+        self.settled = True
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Note the inputs, then give what the function gives."""

@@ -113,7 +113,7 @@ def one() -> FakeServing:
 @pytest.fixture(scope="module")
 def shared(one: FakeServing) -> testing.TestClient:
     """A client for tests that leave the serving as it was."""
-    return testing.TestClient(app.create(cast("Serving", one)))
+    return testing.TestClient(app.create(lambda: cast("Serving", one)))
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def served() -> FakeServing:
 @pytest.fixture
 def client(served: FakeServing) -> testing.TestClient:
     """A client of a fresh app."""
-    return testing.TestClient(app.create(cast("Serving", served)))
+    return testing.TestClient(app.create(lambda: cast("Serving", served)))
 
 
 def fp32(**more: object) -> dict[str, Any]:
@@ -256,11 +256,28 @@ def test_ready_says_why_not(client: testing.TestClient, served: FakeServing, mon
 def in_json(datatype: str, content: bytes | list[bytes]) -> bool:
     """Whether JSON can hold the items of a tensor."""
     if isinstance(content, bytes):
-        return datatype not in FLOATS or bool(np.isfinite(np.frombuffer(content, DTYPES[datatype])).all())
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return datatype not in FLOATS or bool(np.isfinite(np.frombuffer(content, DTYPES[datatype])).all())
     try:
         return all(item.decode() is not None for item in content)
     except UnicodeDecodeError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("datatype", "raw"),
+    [("BF16", b"\x81\x7f"), ("FP16", b"\x01\x7c"), ("FP32", b"\1\0\x80\x7f"), ("FP64", b"\1\0\0\0\0\0\xf0\x7f")],
+)
+def test_signalling_nan(shared: testing.TestClient, datatype: str, raw: bytes) -> None:
+    """No float that a client sends makes numpy warn, a signalling NaN neither: JSON can't hold it, and that is said."""
+    content = raw + bytes(2 * len(raw))
+    given_input = {"name": "x", "shape": [1, 3], "datatype": datatype, "parameters": {"binary_data_size": len(content)}}
+    head = msgspec.json.encode({"inputs": [given_input]})
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+
+    result = infer(shared, head + content, f"identity_{datatype.lower()}", headers=headers)
+
+    assert "'y' has NaN" in refused(result, 400)
 
 
 @given(data=st.data())

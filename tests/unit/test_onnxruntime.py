@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from server.engines.catalogue import engine_for
-from server.engines.engine import Rung
+from server.engines.engine import Rung, Source
 from server.engines.onnxruntime import ENGINE, OnnxSession
 from server.exits import ConfigurationError
 from server.refusals import BadInputError
@@ -30,7 +30,7 @@ def saved(folder: Path, model: onnx.ModelProto) -> Path:
 
 def loaded(folder: Path, model: onnx.ModelProto) -> OnnxSession:
     """Write a model and load it."""
-    return ENGINE.load(saved(folder, model), 1)
+    return ENGINE.load(Source(saved(folder, model)), 1)
 
 
 def external(folder: Path, location: str = "weights.bin") -> Path:
@@ -169,9 +169,9 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
     with pytest.raises(ConfigurationError, match=f"^{path}: not an ONNX model: "):
-        ENGINE.check(path)
+        ENGINE.check(Source(path))
     with pytest.raises(ConfigurationError, match=f"^{path}: onnxruntime refuses it: ") as refused:
-        ENGINE.load(path, 1)
+        ENGINE.load(Source(path), 1)
     assert "\n" not in str(refused.value)
 
 
@@ -182,21 +182,21 @@ def test_truncated(tmp_path: Path) -> None:
     for part in (1, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:part])
         with pytest.raises(ConfigurationError, match=f"^{path}: "):
-            ENGINE.check(path)
+            ENGINE.check(Source(path))
 
 
 def test_external_data(tmp_path: Path) -> None:
     """Weights beside the model, also deeper, are found and loaded."""
     path = external(tmp_path / "1")
-    ENGINE.check(path)
-    assert (1, 16) == ENGINE.load(path, 1).run({"x": np.ones((1, 16), np.float32)})["y"].shape
+    ENGINE.check(Source(path))
+    assert (1, 16) == ENGINE.load(Source(path), 1).run({"x": np.ones((1, 16), np.float32)})["y"].shape
 
     deep = external(tmp_path / "2", "deep/weights.bin")
     (deep.parent / "deep").mkdir()
     (deep.parent / "weights.bin").rename(deep.parent / "deep/weights.bin")
-    ENGINE.check(deep)
-    assert (1, 16) == ENGINE.load(deep, 1).run({"x": np.ones((1, 16), np.float32)})["y"].shape
-    assert [Rung.LIVE, Rung.MAPPED] == [rung for rung, _ in ENGINE.rungs(deep, 1)]
+    ENGINE.check(Source(deep))
+    assert (1, 16) == ENGINE.load(Source(deep), 1).run({"x": np.ones((1, 16), np.float32)})["y"].shape
+    assert [Rung.LIVE, Rung.MAPPED] == [rung for rung, _ in ENGINE.rungs(Source(deep), 1)]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_external_data_refused(tmp_path: Path, location: str, part: str) -> None
     os.link(tmp_path / "weights.bin", folder / "hard.bin")
 
     with pytest.raises(ConfigurationError) as refused:
-        ENGINE.check(path)
+        ENGINE.check(Source(path))
 
     assert str(refused.value).startswith(f"{path}: external data {location!r} ")
     assert part in str(refused.value)
@@ -249,21 +249,21 @@ def test_external_data_is_found_everywhere(tmp_path: Path) -> None:
     path = saved(tmp_path, graph([node], {"x": ("BOOL", [])}, {"y": ("FP32", [4])}))
 
     with pytest.raises(ConfigurationError, match=r"external data '../secret' lies outside"):
-        ENGINE.check(path)
+        ENGINE.check(Source(path))
 
 
 def test_rungs(tmp_path: Path) -> None:
     """One thread can be shared live, more cannot; weights inside the file cannot be mapped; who asks for more is told why."""
-    inside = saved(tmp_path / "1", dense(16))
-    outside = external(tmp_path / "2")
+    inside = Source(saved(tmp_path / "1", dense(16)))
+    outside = Source(external(tmp_path / "2"))
 
     assert [Rung.LIVE, Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(inside, 1)]
     assert [Rung.PRIVATE] == [rung for rung, _ in ENGINE.rungs(inside, 2)]
     assert [Rung.LIVE, Rung.MAPPED] == [rung for rung, _ in ENGINE.rungs(outside, 1)]
     assert [Rung.MAPPED] == [rung for rung, _ in ENGINE.rungs(outside, 2)]
-    for path in (inside, outside):
-        assert ENGINE.rungs(path, 1)[0] == (Rung.LIVE, "")
-        assert "WARMFORK_THREADS=2" in ENGINE.rungs(path, 2)[0][1]
+    for source in (inside, outside):
+        assert ENGINE.rungs(source, 1)[0] == (Rung.LIVE, "")
+        assert "WARMFORK_THREADS=2" in ENGINE.rungs(source, 2)[0][1]
 
 
 def test_catalogue(tmp_path: Path) -> None:

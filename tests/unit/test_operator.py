@@ -23,7 +23,7 @@ def files(folder: Path, source: str, name: str = "m", file: str = "model.py") ->
 
 
 def test_none(tmp_path: Path) -> None:
-    """A model without Python has neither function."""
+    """A model without Python has none of the functions."""
     assert OperatorPython() == operator.load(ModelFiles("m", 1, tmp_path, ModelToml()))
 
 
@@ -32,14 +32,32 @@ def _writes_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
 
 
-@pytest.mark.parametrize("name", ["preprocess", "postprocess"])
+@pytest.mark.parametrize("name", ["preprocess", "postprocess", "module"])
 def test_either(tmp_path: Path, name: str) -> None:
-    """One function is enough; the other is absent."""
+    """One function is enough; the others are absent."""
     python = operator.load(files(tmp_path, f"def {name}(*given): return {{'n': len(given)}}"))
 
     function = getattr(python, name)
     assert {"n": 2} == function({}, {})
-    assert 1 == [python.preprocess, python.postprocess].count(None)
+    assert 2 == [python.preprocess, python.postprocess, python.module].count(None)
+
+
+def test_module_is_not_called(tmp_path: Path) -> None:
+    """`module()` makes the network; to import the file does not, since whoever loads the weights prepares for it."""
+    python = operator.load(files(tmp_path, "def module(): raise RuntimeError('called')\ndef preprocess(inputs): return inputs"))
+
+    assert python.preprocess
+    assert python.module
+    with pytest.raises(RuntimeError, match="called"):
+        python.module()
+
+
+def test_module_may_be_a_class(tmp_path: Path) -> None:
+    """Whatever can be called without arguments is a `module()`, the class of the network too."""
+    python = operator.load(files(tmp_path, "class Net: pass\nmodule = Net"))
+
+    assert python.module
+    assert "Net" == type(python.module()).__name__
 
 
 def test_works_as_a_module(tmp_path: Path) -> None:
@@ -101,11 +119,14 @@ def test_not_kept(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("", "must define preprocess(inputs) or postprocess(outputs, inputs)"),
-        ("def predict(inputs): pass", "must define preprocess(inputs) or postprocess(outputs, inputs)"),
+        ("", "must define preprocess(inputs), postprocess(outputs, inputs) or module()"),
+        ("def predict(inputs): pass", "must define preprocess(inputs), postprocess(outputs, inputs) or module()"),
         ("preprocess = 3", "must define"),
         ("def preprocess(inputs): pass\npostprocess = 'x'", "must define"),
         ("preprocess = postprocess = None", "must define"),
+        ("module = 3", "must define"),
+        ("def preprocess(inputs): pass\nmodule = 'x'", "must define"),
+        ("import os as module", "must define"),
         ("def preprocess(:", "SyntaxError"),
         ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
         ("1 / 0", "ZeroDivisionError"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from server.engines.engine import Precision
 from server.exits import ConfigurationError
 from server.models import schema
-from server.models.schema import ModelToml, TensorTable
+from server.models.schema import ModelTable, ModelToml, TensorTable, TextTable, TorchTable
 
 FULL = """
 file = "net/model.onnx"
@@ -29,6 +30,24 @@ shape = [-1, 1]
 name = "label"
 datatype = "INT64"
 shape = []
+[[model.inputs]]
+name = "input_ids"
+datatype = "INT64"
+shape = ["batch", "length", -1, 3]
+[[model.outputs]]
+name = "vector"
+datatype = "BF16"
+shape = [-1, 384]
+[text]
+tokenizer = "net/tokenizer.json"
+input = "sentence"
+truncate = false
+max_bytes = 1000
+pad = "<pad>"
+[torch]
+compile = true
+precision = "bf16"
+max_difference = 0.05
 """
 
 
@@ -58,6 +77,12 @@ def test_full(tmp_path: Path) -> None:
         rtol=0,
         atol=0.5,
         p95_ms=20,
+        model=ModelTable(
+            inputs=[TensorTable("input_ids", "INT64", ["batch", "length", -1, 3])],
+            outputs=[TensorTable("vector", "BF16", [-1, 384])],
+        ),
+        text=TextTable("net/tokenizer.json", "sentence", truncate=False, max_bytes=1000, pad="<pad>"),
+        torch=TorchTable(compile=True, precision=Precision.BF16, max_difference=0.05),
     )
 
     assert expected == read(tmp_path, FULL)
@@ -76,6 +101,31 @@ def test_full(tmp_path: Path) -> None:
         ("[[inputs]]\nname = ''\ndatatype = 'FP32'\nshape = []", "$.inputs[0].name"),
         ("[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = [-2]", "$.inputs[0].shape"),
         ("[[inputs]]\nname = 'x'\nshape = []", "datatype"),
+        ("[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = ['']", "$.inputs[0].shape"),
+        ("[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = [1.5]", "$.inputs[0].shape"),
+        ("[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = [true]", "$.inputs[0].shape"),
+        ("[[inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = 'batch'", "$.inputs[0].shape"),
+        (2 * "[[model.inputs]]\nname = 'x'\ndatatype = 'FP32'\nshape = []\n", "[[model.inputs]] has a name twice: x, x"),
+        ("[[model.outputs]]\nname = 'x'\ndatatype = 'FLOAT'\nshape = []", "datatype of 'x' must be one of BOOL, UINT8"),
+        ("[model]\ninput = []", "unknown key [model] 'input'; the nearest known one is 'inputs'"),
+        ("[[model.inputs]]\nnam = 'x'", "unknown key [[model.inputs]] 'nam'; the nearest known one is 'name'"),
+        ("[[model.outputs]]\nname = 'x'\ndtype = 'FP32'", "unknown key [[model.outputs]] 'dtype'; the nearest known one is"),
+        ("model = 3", "$.model"),
+        ("[[model]]\ninputs = []", "$.model"),
+        ("[model]\ninputs = 3", "$.model.inputs"),
+        ("[text]\ntokeniser = 'x'", "unknown key [text] 'tokeniser'; the nearest known one is 'tokenizer'"),
+        ("[text]\ntokenizer = '../tokenizer.json'", "$.text.tokenizer"),
+        ("[text]\ntokenizer = ''", "$.text.tokenizer"),
+        ("[text]\ninput = ''", "$.text.input"),
+        ("[text]\nmax_bytes = 0", "$.text.max_bytes"),
+        ("[text]\ntruncate = 1", "$.text.truncate"),
+        ("text = true", "$.text"),
+        ("[torch]\ncompil = true", "unknown key [torch] 'compil'; the nearest known one is 'compile'"),
+        ("[torch]\ncompile = 'yes'", "$.torch.compile"),
+        ("[torch]\nprecision = 'int8'", "$.torch.precision"),
+        ("[torch]\nmax_difference = 0", "$.torch.max_difference"),
+        ("[torch]\nmax_difference = nan", "$.torch.max_difference"),
+        ("torch = 'fast'", "$.torch"),
         ("inputs = 3", "$.inputs"),
         ("inputs = ['x']", "$.inputs[0]"),
         ("batch_sizes = []", "$.batch_sizes"),

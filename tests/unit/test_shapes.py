@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,19 @@ def test_many_combinations_are_counted_not_made() -> None:
 
     with pytest.raises(ConfigurationError, match="declared shapes"):
         plan([spec], [], None, {axis: range(1, 65) for axis in "abcdefgh"})
+
+
+def test_fills() -> None:
+    """An input that has a fill of its own is filled up with that, in every direction, and the others as ever."""
+    made = replace(text_plan([2, 4], [8, 16]), fills={"tokens": 7})
+    inputs = text_inputs(3, 5)
+
+    padded = made.pad(inputs, (4, 8))
+
+    assert (padded["tokens"][:3, :5] == inputs["tokens"]).all()
+    assert {7} == {*padded["tokens"][3:].ravel().tolist(), *padded["tokens"][:, 5:].ravel().tolist()}
+    assert padded["tokens"].dtype == inputs["tokens"].dtype
+    assert {b""} == {*padded["words"][3:].ravel(), *padded["words"][:, 5:].ravel()}
 
 
 @pytest.mark.parametrize("own", ["batch", "rows"])

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from server.exits import ModelError
+from server.models.model import Model
+from server.models.operator import OperatorPython
 from server.refusals import BadInputError
 from server.tensors import Array, Tensors
 from server.warmup import warm
@@ -89,6 +91,55 @@ def test_once() -> None:
 
     assert isinstance(made.session, FakeSession)
     assert [1, 2, 4] == [len(inputs["x"]) for inputs in made.session.runs]
+
+
+def one_row(inputs: dict[str, Array]) -> dict[str, Array]:
+    """The operator's Python of a model that is asked for batches, but looks at the first row alone."""
+    return {"x": inputs["x"][:1]}
+
+
+def ran(made: Model) -> list[int]:
+    """How many rows each run had."""
+    assert isinstance(made.session, FakeSession)
+    return [len(inputs["x"]) for inputs in made.session.runs]
+
+
+def test_shapes_that_the_operators_python_never_makes() -> None:
+    """Declared shapes are run all the same, on the model's own inputs: another request, or batching, may need them."""
+    made = model(python=OperatorPython(preprocess=one_row))
+
+    warm.once(made, lambda _: None)
+
+    assert [1, 1, 2, 1, 4] == ran(made)
+
+
+def test_undeclared_shapes_that_the_operators_python_never_makes() -> None:
+    """Where no lengths are declared there is nothing to run besides what comes; a shape that was met cold is run."""
+    made = model(python=OperatorPython(preprocess=one_row), batch_sizes=None, remembered=((3,),))
+
+    warm.once(made, lambda _: None)
+
+    assert [1, 1, 3] == ran(made)
+
+
+def test_own_inputs_raise() -> None:
+    """A model that raises on a declared shape that only its own inputs reach is refused by that shape."""
+    made = model(raising_from(4), python=OperatorPython(preprocess=one_row))
+
+    with pytest.raises(ModelError, match=r"^model m/1, shape batch=4: raised ValueError: 4 rows$"):
+        warm.once(made, lambda _: None)
+
+
+def raising_from(most: int) -> Any:
+    """A model that raises at `most` rows."""
+
+    def run(inputs: Tensors) -> dict[str, Array]:
+        if len(inputs["x"]) >= most:
+            message = f"{len(inputs['x'])} rows"
+            raise ValueError(message)
+        return echo(inputs)
+
+    return run
 
 
 def answers(part: Any) -> Any:

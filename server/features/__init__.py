@@ -1,0 +1,1 @@
+"""What turns what clients send into tensors: text."""

@@ -1,0 +1,158 @@
+"""One model on its way down the ladder of sharing: which rung holds, and what a worker pays for it there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from server.engines.engine import Engine, Precision, Rung, Session, Source
+from server.exits import ModelError, UnshareableError
+from server.features.text import Text
+from server.models.finding import Finding
+from server.models.model import Model
+from server.models.operator import OperatorPython
+from server.models.repository import ModelFiles
+from server.models.shapes import Shape
+from server.models.source import shares_compiled, source
+from server.processes import private_bytes
+from server.settings import Settings
+from server.warmup import proof
+from server.warmup.child import ThrowAwayChild
+from server.warmup.messages import Doing, Say
+from server.warmup.warm import once, runs_well
+from server.warmup.witness import watched
+
+_log = logging.getLogger("gunicorn.error")
+
+# Of the time that a worker may take to boot: what is inside gives up before what is around it.
+_RUN, _ATTEMPT = 0.5, 0.75
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model without its session."""
+
+    files: ModelFiles
+    python: OperatorPython
+    text: Text | None
+    engine: Engine
+
+    @property
+    def source(self) -> Source:
+        """What the engine loads."""
+        return source(self.files, self.python)
+
+    def model(self, session: Session) -> Model:
+        """The model around a session of its engine."""
+        return Model(self.files, self.python, session, self.engine.platform, self.text)
+
+
+class Attempt:
+    """One model on its way down the ladder."""
+
+    def __init__(self, parts: Parts, settings: Settings, remembered: tuple[Shape, ...], say: Say) -> None:
+        """Try `parts` under `settings`; `remembered` are shapes met cold before, `say` hears the step at hand."""
+        self.parts = parts
+        self.source = parts.source
+        self.key = parts.files.key
+        self.settings = settings
+        self.remembered = remembered
+        self.say = say
+
+    def climb(self) -> Finding:
+        """The best rung that holds. Raises what the last one failed of."""
+        seconds = self._compiled()
+        failures: list[str] = []
+        *better, last = self.parts.engine.rungs(self.source, self.settings.threads)
+        for rung, why in better:
+            try:
+                return self._on(rung, [*failures, why], seconds)
+            except UnshareableError as error:
+                _log.warning("%s: trying the next way of sharing", error)
+                failures.append(f"{rung}: {error}")
+        rung, why = last
+        return self._on(rung, [*failures, why], seconds)
+
+    def _compiled(self) -> float | None:
+        """Compile every shape in a child of its own, which may start threads: from then on it is found on disk."""
+        if not self.source.compiled:
+            return None
+        start = time.monotonic()
+
+        def work(say: Say) -> None:
+            say(Doing(f"model {self.key}: compiling"))
+            session = self.parts.engine.load(self.source, self.settings.threads)
+            session.enter(self.settings.threads)
+            once(self.parts.model(session), lambda where: say(Doing(f"{where}, compiling")))
+
+        ThrowAwayChild(f"model {self.key} (compiling)", work, _ATTEMPT * self.settings.boot_timeout, self.say).run()
+        return time.monotonic() - start
+
+    def _on(self, rung: Rung, reasons: Sequence[str], compile_seconds: float | None) -> Finding:
+        """Try one rung in a child; raises `UnshareableError` if it does not hold, `ExitError` if the model is at fault."""
+        why = "; ".join(filter(None, reasons))
+        seconds = _ATTEMPT * self.settings.boot_timeout
+        child = ThrowAwayChild(f"model {self.key} ({rung})", lambda say: self._load(rung, why, say), seconds, self.say)
+        return msgspec.structs.replace(child.run()[0], compile_seconds=compile_seconds)
+
+    def _load(self, rung: Rung, why: str, say: Say) -> None:
+        say(Doing(f"model {self.key}: loading"))
+        if rung is not Rung.LIVE:
+            session = self.parts.engine.load(self.source, self.settings.threads)
+            say(self._run(session, rung, why, say))
+            return
+        with watched(f"model {self.key}: loading", self.parts.files):
+            session = self.parts.engine.load(self.source, 1)
+            if shares_compiled(self.source, self.settings.threads):
+                once(self.parts.model(session), lambda where: say(Doing(f"{where}, finding it compiled")))
+        seconds = _RUN * self.settings.boot_timeout
+        name = f"model {self.key} after a fork"
+        run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say)
+        say(run.run()[0])
+
+    def _run(self, session: Session, rung: Rung, why: str, say: Say) -> Finding:
+        # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
+        before = private_bytes() if rung is Rung.LIVE else 0
+        session.enter(self.settings.threads)
+        model = self.parts.model(session)
+        once(model, lambda where: say(Doing(where)))
+        model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
+        say(Doing(f"model {model.key}: a row alone against the row in a batch"))
+        difference = proof.rows_differ(model) if model.plan.batched else ""
+        if difference:
+            _log.warning("model %s: not batched: %s", model.key, difference)
+        say(Doing(f"model {model.key}: golden samples"))
+        proof.golden(model)
+        return Finding(
+            key=model.key,
+            platform=model.platform,
+            rung=rung,
+            why=why,
+            batched=not difference,
+            shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
+            private_bytes=max(private_bytes() - before, 0),
+            remembered=[list(shape) for shape in model.remembered],
+            precision=self.source.precision,
+            difference=self._difference(model, say),
+        )
+
+    def _difference(self, model: Model, say: Say) -> float | None:
+        """How far a model of another precision is from float32; raises `ModelError` if that is past its bound."""
+        torch, where = model.files.toml.torch, f"model {self.key}: beside float32"
+        if self.source.precision is Precision.FP32:
+            if torch.precision is not Precision.FP32:
+                _log.warning("model %s: runs in fp32, since this processor has no %s", self.key, torch.precision)
+            return None
+        say(Doing(where))
+        plain = self.parts.engine.load(replace(self.source, precision=Precision.FP32, compiled=False), 1)
+        found = proof.largest_difference(model, self.parts.model(plain))
+        bound = math.inf if torch.max_difference is None else torch.max_difference
+        if found > bound or found == math.inf:
+            message = f"{where}, {torch.precision} differs by {found:.3g}, torch.max_difference is {torch.max_difference}"
+            raise ModelError(message)
+        return found
