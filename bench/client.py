@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,6 @@ import psutil
 from tests.server import Server
 
 PATIENCE = 120.0
-MOST_CONNECTIONS = 1000
 
 
 def get(path: str) -> bytes:
@@ -110,16 +111,16 @@ class Connection:
 
 @contextmanager
 def one_each(server: Server) -> Iterator[list[Connection]]:
-    """A connection to each active worker, on which nothing has been sent. Raises `ConnectionError` if a worker takes none."""
+    """A connection to each active worker, on which nothing has been sent; no others. Raises `TimeoutError` if one takes none."""
     workers = frozenset(pid for pid, title in server.processes().items() if "· active ·" in title)
     found: dict[int, Connection] = {}
-    # Those too many stay open to the end as well: a connection that closes would be a worker's first event.
     with ExitStack() as opened:
-        for _ in range(MOST_CONNECTIONS):
-            connection = opened.enter_context(Connection(server.port))
-            found.setdefault(connection.owner(workers), connection)
-            if len(found) == len(workers):
-                yield list(found.values())
-                return
-        message = f"of {MOST_CONNECTIONS} connections {len(workers) - len(found)} workers of {len(workers)} took none"
-        raise ConnectionError(message)
+        with ExitStack() as held:
+            while len(found) < len(workers):
+                connection = opened.enter_context(Connection(server.port))
+                pid = connection.owner(workers - found.keys())
+                found[pid] = connection
+                # Of idle workers it is the same few that accept: whoever has one waits until all have.
+                os.kill(pid, signal.SIGSTOP)
+                held.callback(os.kill, pid, signal.SIGCONT)
+        yield list(found.values())

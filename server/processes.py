@@ -29,6 +29,14 @@ def die_with_parent(parent: int) -> None:
         os._exit(0)
 
 
+def lead_group() -> None:
+    """Lead a process group of its own, and end all of it when the parent ends: for a child that runs other programs."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.killpg(0, signal.SIGKILL))
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
 def hold_signals() -> None:
     """Hold back what would be lost between a fork and the child's own handlers."""
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)

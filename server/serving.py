@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -79,7 +80,10 @@ class Serving:
         except MemoryError as error:
             message = f"model {model.name!r} ran out of memory for this request"
             raise BusyError(message) from error
-        except Exception as error:
+        except BaseException as error:
+            # A model may raise anything, and a panic of a library in Rust is no `Exception`; a signal of ours comes here too.
+            if isinstance(error, SystemExit | KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
             _log.exception("model %s failed on a request", model.key)
             message = f"model {model.name!r} failed"
             raise ModelFailedError(message) from error

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from server.tensors import Array, Tensors, TensorSpec
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"
+"""torch's own setting for where compiled code lies."""
+
 
 class Rung(StrEnum):
     """How the weights of a model are shared among the workers, best first."""

@@ -12,20 +12,27 @@ from typing import Any
 
 import torch
 
+from server.engines.engine import COMPILED
 from server.exits import ConfigurationError
 from server.scoreboard import MAX_MODELS, MAX_SHAPES
 
-VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
-"""torch's own setting for where compiled code lies."""
-
 
 def prepare() -> None:
-    """Import the compiler, which takes seconds, and tell it where and how; raises `ConfigurationError` for an unfit folder."""
-    os.environ[VARIABLE] = str(folder(os.environ.get(VARIABLE)))  # before these imports, or they make one as they like
+    """Import the compiler, which takes seconds, and tell it where and how.
+
+    Raises `ConfigurationError` for an unfit folder, or where there is no compiler for C++.
+    """
+    os.environ[COMPILED] = str(folder(os.environ.get(COMPILED)))  # before these imports, or they make one as they like
     from torch._dynamo import config as dynamo  # noqa: PLC0415 - a second and tens of megabytes, paid by those that compile
     from torch._inductor import compile_fx  # noqa: F401, PLC0415 - likewise
     from torch._inductor import config as inductor  # noqa: PLC0415 - likewise
+    from torch._inductor.cpp_builder import get_cpp_compiler  # noqa: PLC0415 - likewise
 
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        message = f"[torch] compile needs a C++ compiler, also for what is compiled already: {error} (CXX)"
+        raise ConfigurationError(message) from error
     inductor.compile_threads = 1  # no pool of processes in a server
     # Networks of one class share a bound, and are models of their own.
     dynamo.recompile_limit = dynamo.accumulated_recompile_limit = MAX_SHAPES * MAX_MODELS
@@ -54,12 +61,12 @@ def folder(given: str | None) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
     except OSError as error:
-        message = f"{path}: compiled code cannot be kept here ({VARIABLE}): {error.strerror}"
+        message = f"{path}: compiled code cannot be kept here ({COMPILED}): {error.strerror}"
         raise ConfigurationError(message) from None
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        message = f"{path}: compiled code is run from here ({VARIABLE}), so none but this user may own it and write to it"
+        message = f"{path}: compiled code is run from here ({COMPILED}), so none but this user may own it and write to it"
         raise ConfigurationError(message)
     if not os.access(path, os.W_OK | os.X_OK):
-        message = f"{path}: compiled code cannot be kept here ({VARIABLE}): it cannot be written to"
+        message = f"{path}: compiled code cannot be kept here ({COMPILED}): it cannot be written to"
         raise ConfigurationError(message)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,7 +43,12 @@ class TorchExport:
         arguments, places = _arguments(program, source)
         inputs = tuple(_spec(name, program, node, source) for name, node in arguments)
         outputs = tuple(_spec(name, program, node, source) for name, node in _results(program, source))
-        return TorchSession(module, source, _in_order(inputs, source), source.outputs or outputs, places)
+        given = _in_order(inputs, source)
+        renamed = {
+            old: new for own, spec in zip(inputs, given, strict=True) for old, new in zip(own.axes, spec.axes, strict=True)
+        }
+        own = tuple(replace(spec, axes=tuple(renamed.get(axis, axis) for axis in spec.axes)) for spec in outputs)
+        return TorchSession(module, source, given, source.outputs or own, places)
 
 
 ENGINE = TorchExport()
@@ -81,6 +87,14 @@ def _in_order(own: tuple[TensorSpec, ...], source: Source) -> tuple[TensorSpec, 
     if set(names) != set(given):
         message = f"{source.path}: the program takes {', '.join(names)}, model.toml has {', '.join(given)}"
         raise ConfigurationError(message)
+    for spec in own:
+        other = given[spec.name]
+        if (other.datatype, len(other.shape)) != (spec.datatype, len(spec.shape)):
+            message = (
+                f"{source.path}: {spec.name!r} is {spec.datatype} {list(spec.shape)}, "
+                f"model.toml has {other.datatype} {list(other.shape)}"
+            )
+            raise ConfigurationError(message)
     return tuple(given[name] for name in names)
 
 

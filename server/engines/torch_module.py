@@ -66,7 +66,7 @@ def _hollow(source: Source) -> torch.nn.Module:
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]
     try:
         module = source.module()
-    except Exception as error:
+    except BaseException as error:
         raise refusal(source.path, error, f"module() raised {type(error).__name__}") from error
     finally:
         hook.remove()

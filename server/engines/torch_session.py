@@ -16,7 +16,7 @@ import torch
 
 from server.engines import torch_compile
 from server.engines.engine import Precision, Source
-from server.exits import ConfigurationError, ExitError
+from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.tensors import FLOATS, Array, Tensors, TensorSpec
 
 DATATYPES: Mapping[torch.dtype, str] = {
@@ -146,16 +146,16 @@ def declared(source: Source, why: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
     return source.inputs, source.outputs
 
 
-def refusal(path: Path, error: Exception, what: str) -> Exception:
+def refusal(path: Path, error: BaseException, what: str) -> BaseException:
     """What a failed load of `path` is to be raised as: an end as it is, memory that ran out, or a file that is not `what`."""
-    if isinstance(error, (ExitError, MemoryError)):
+    if isinstance(error, (AskedToStopError, ExitError, KeyboardInterrupt, MemoryError)):
         return error
     if no_memory(error):
         return MemoryError(str(error))
     return ConfigurationError(f"{path}: {what}: {' '.join(str(error).split())[:300]}")
 
 
-def no_memory(error: Exception) -> bool:
+def no_memory(error: BaseException) -> bool:
     """Whether memory ran out, which torch says in words alone on the CPU."""
     return "DefaultCPUAllocator: can't allocate memory" in str(error) or "bad_alloc" in str(error)
 

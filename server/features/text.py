@@ -16,6 +16,9 @@ from server.tensors import Array, TensorSpec
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 """What a model calls what a tokenizer gives; a model has the first and may have the others."""
 
+MOST_TEXTS = 1024
+"""In one request, where nobody declared batch sizes."""
+
 PADS = ("[PAD]", "<pad>", "<|pad|>")
 """What padding is called where a tokenizer does not say."""
 
@@ -65,13 +68,14 @@ class Text:
         self.name = name
         self.longest = longest
         self.truncates = truncates
-        self.tokens = 0
-        """How many tokens a text may have; see `fit`."""
+        self.rows = self.tokens = 0
+        """How many texts there may be at once, and how many tokens a text may have; see `fit`."""
         self.width: int | None = None
         self.tokenizer.no_padding()
 
-    def fit(self, tokens: int, *, fixed: bool) -> None:
-        """Give texts of up to `tokens` tokens; `fixed`: always as many."""
+    def fit(self, rows: int, tokens: int, *, fixed: bool) -> None:
+        """Take up to `rows` texts at once, and give up to `tokens` tokens of each; `fixed`: always as many."""
+        self.rows = rows
         self.tokens = tokens
         self.width = tokens if fixed else None
         if self.truncates:
@@ -82,8 +86,11 @@ class Text:
     def encode(self, texts: Array, specs: Iterable[TensorSpec]) -> dict[str, Array]:
         """Tokenize `texts`, an object array of bytes [rows], into what `specs` names: [rows, the longest row's length].
 
-        Raises `BadInputError` naming the row for a text that is no UTF-8, or is longer than it may be.
+        Raises `BadInputError` for more texts than there may be, and naming the row for one that is no UTF-8 or is too long.
         """
+        if len(texts) > self.rows:  # before any is looked at: tokens take many times the room of texts
+            message = f"input {self.name!r} may have {self.rows} texts, has {len(texts)}"
+            raise BadInputError(message)
         encodings = self.tokenizer.encode_batch_fast([self._decoded(row, text) for row, text in enumerate(texts)])
         lengths = [len(encoding.ids) for encoding in encodings]
         for row, length in enumerate(lengths):

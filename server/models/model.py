@@ -10,7 +10,7 @@ from pathlib import Path
 
 from server.engines.engine import Session
 from server.exits import ConfigurationError
-from server.features.text import IDS, MASK, TYPES, Text
+from server.features.text import IDS, MASK, MOST_TEXTS, TYPES, Text
 from server.models import golden, shapes
 from server.models.golden import Golden
 from server.models.operator import OperatorPython
@@ -147,7 +147,9 @@ class Model:
         if axis and axis not in self.plan.lengths:
             message = f"{toml}: [text] needs length buckets, axes.{axis} = [...]"
             raise ConfigurationError(message)
-        text.fit(self.plan.lengths[axis][-1] if axis else ids.shape[1], fixed=axis is None)
+        lead = ids.axes[0]
+        rows = self.plan.lengths.get(lead, (MOST_TEXTS,))[-1] if lead else ids.shape[0]
+        text.fit(rows, self.plan.lengths[axis][-1] if axis else ids.shape[1], fixed=axis is None)
         self.plan = replace(self.plan, fills=text.fills)
         others = (spec for spec in self.plan.inputs if spec.name not in (IDS, MASK, TYPES))
         return (TensorSpec(text.name, "BYTES", ids.shape[:1], ids.axes[:1]), *others)

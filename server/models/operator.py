@@ -6,7 +6,9 @@ The repository is the operator's and trusted. Its Python runs in a throw-away ch
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,11 +18,13 @@ from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.models.repository import ModelFiles
 from server.tensors import Array
 
+_numbers = itertools.count()
+
 Preprocess = Callable[[dict[str, Array]], dict[str, Array]]
 Postprocess = Callable[[dict[str, Array], dict[str, Array]], dict[str, Array]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class OperatorPython:
     """What comes before and after the model, and in torch the network itself. Any may be absent."""
 
@@ -41,7 +45,8 @@ def load(files: ModelFiles) -> OperatorPython:
     path = files.python
     if path is None:
         return OperatorPython()
-    name = f"warmfork_model_{files.key.encode().hex()}"  # unique, and no dot that would make it a submodule
+    # Unique, since two generations hold their own, and without a dot that would make it a submodule.
+    name = f"warmfork_model_{files.key.encode().hex()}_{next(_numbers)}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         message = f"{path}: is not a Python file"
@@ -51,15 +56,18 @@ def load(files: ModelFiles) -> OperatorPython:
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the repository may be read-only, and is not ours
     try:
         spec.loader.exec_module(module)
-    except (AskedToStopError, ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
-        raise
-    except (Exception, SystemExit) as error:
+        found = _functions(files, module)
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if isinstance(error, AskedToStopError | ExitError | MemoryError):  # the deadline of who loads, or no fault of the file
+            raise
         message = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigurationError(message) from error
     finally:
         sys.dont_write_bytecode = writes_bytecode
-        sys.modules.pop(name, None)  # else every version that was ever loaded would stay
-    return _functions(files, module)
+    # Whoever looks a class or function up by its module finds it (torch.compile does), for as long as it is held and no longer.
+    weakref.finalize(found, sys.modules.pop, name, None)
+    return found
 
 
 def _functions(files: ModelFiles, module: ModuleType) -> OperatorPython:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from server.engines.engine import Engine, Precision, Rung, Session, Source
+from server.engines.engine import COMPILED, Engine, Precision, Rung, Session, Source
 from server.exits import ModelError, UnshareableError
 from server.features.text import Text
 from server.models.finding import Finding
@@ -19,7 +20,7 @@ from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
 from server.models.shapes import Shape
 from server.models.source import shares_compiled, source
-from server.processes import private_bytes
+from server.processes import lead_group, private_bytes
 from server.settings import Settings
 from server.warmup import proof
 from server.warmup.child import ThrowAwayChild
@@ -85,12 +86,19 @@ class Attempt:
         start = time.monotonic()
 
         def work(say: Say) -> None:
+            lead_group()  # the compiler is a program of its own
             say(Doing(f"model {self.key}: compiling"))
             session = self.parts.engine.load(self.source, self.settings.threads)
             session.enter(self.settings.threads)
             once(self.parts.model(session), lambda where: say(Doing(f"{where}, compiling")))
 
-        ThrowAwayChild(f"model {self.key} (compiling)", work, _ATTEMPT * self.settings.boot_timeout, self.say).run()
+        child = ThrowAwayChild(f"model {self.key} (compiling)", work, _ATTEMPT * self.settings.boot_timeout, self.say)
+        child.leads = True
+        try:
+            child.run()
+        except ModelError as error:
+            message = f"{error}; what was compiled before lies in {os.environ.get(COMPILED)} and may be removed"
+            raise ModelError(message) from error
         return time.monotonic() - start
 
     def _on(self, rung: Rung, reasons: Sequence[str], compile_seconds: float | None) -> Finding:

@@ -37,6 +37,8 @@ class ThrowAwayChild:
         self.name = name
         self.patience = patience
         self.relay = relay
+        self.leads = False
+        """Whether it leads a process group, which ends with it."""
         self.findings: list[Finding] = []
         self.doing = "starting"
         self.failed: Failed | None = None
@@ -102,6 +104,9 @@ class ThrowAwayChild:
         if self.pipe < 0:
             return None
         self._send(signal.SIGKILL)
+        if self.leads:
+            with suppress(ProcessLookupError):  # nobody is left in it
+                os.killpg(self.pid, signal.SIGKILL)
         self.forget()
         self.pipe = -1
         with suppress(ChildProcessError):
@@ -163,7 +168,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
         say(Failed(ResourceError.status, ""))
     except ExitError as error:
         say(Failed(error.status, str(error), isinstance(error, UnshareableError)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         _log.exception("trial failed")
         say(Failed(ModelError.status, f"trial: {type(error).__name__}: {' '.join(str(error).split())}"))
     else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.exits import ExitError, ModelError
+from server.exits import AskedToStopError, ExitError, ModelError
 from server.models.model import Model, Prepared
 from server.models.shapes import Shape
 from server.tensors import FLOATS, Tensors, TensorSpec
@@ -22,6 +22,8 @@ SETTLED = 0.9
 """Settled: the best of a window is no better than this share of the best before it."""
 MOST_RUNS = 50
 MOST_SECONDS = 5.0
+LONGEST_TEXT = 400
+"""Characters of what a model raised, both ends of it: a compiler says at the end what is wrong."""
 LONGEST_REMEMBERED = 1.0
 """Seconds that a run of a shape may take which nobody declared, to be warmed all the same."""
 
@@ -128,10 +130,12 @@ def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
 def _blamed(where: str) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
+    except (MemoryError, AskedToStopError):
         raise
-    except Exception as error:
-        message = f"{where}: raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    except BaseException as error:  # also a model's `SystemExit`, and a panic of a library in Rust
+        text = " ".join(str(error).split())
+        short = text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"
+        message = f"{where}: raised {type(error).__name__}: {short}"
         raise ModelError(message) from error
 
 

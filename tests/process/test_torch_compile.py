@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
 
 import pytest
 
@@ -103,3 +104,22 @@ def test_a_cache_that_others_can_write_to(models: Path, tmp_path: Path, monkeypa
     Server(models).ends(78, rf"{folder}: compiled code is run from here \(TORCHINDUCTOR_CACHE_DIR\).*")
 
     assert files(folder) == {}
+
+
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
+def test_ended_while_it_compiles(models: Path, tmp_path: Path, number: Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the master ends while a compiler runs, the compiler ends with it, though it is a child of a child's child."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with Server(models, ready=False) as server:
+        server.wait(lambda: any("cc1plus" in command for command in server.processes().values()), "the compiler", SLOW)
+        server.send(number)
+        server.clean(-SIGKILL if number is SIGKILL else 0)
+
+
+def test_no_compiler(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a compiler a start ends with 78 and a line that says what is missing."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    with Server(models, ready=False) as server:
+        server.expect("compile needs a C\\+\\+ compiler")
+        server.clean(78)

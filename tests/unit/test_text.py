@@ -67,7 +67,7 @@ def loaded(folder: Path, made: Tokenizer | None = None, **options: Any) -> Text:
 def fitted(folder: Path, made: Tokenizer | None = None, *, tokens: int = 16, fixed: bool = False, **options: Any) -> Text:
     """A tokenizer for texts of up to `tokens` tokens."""
     text = loaded(folder, made, **options)
-    text.fit(tokens, fixed=fixed)
+    text.fit(32, tokens, fixed=fixed)
     return text
 
 
@@ -283,7 +283,7 @@ def test_bucket_smaller_than_the_special_tokens(tmp_path: Path) -> None:
     """A bucket into which not even the special tokens go is refused when the model is loaded, or holds what it can."""
     text = loaded(tmp_path)
     try:
-        text.fit(1, fixed=False)
+        text.fit(1, 1, fixed=False)
         made = text.encode(texts("boats"), SPECS)
     except (ExitError, BadInputError) as refused:
         assert "1" in str(refused)  # noqa: PT017 - either is right
@@ -521,3 +521,10 @@ def test_model_table_is_not_what_clients_see(tmp_path: Path) -> None:
     own = [TensorTable(name, "INT64", [-1, "length"]) for name in (IDS, MASK)]
 
     assert ["text"] == [spec.name for spec in served(tmp_path, model=ModelTable(inputs=own)).inputs]
+
+
+def test_too_many_texts(tmp_path: Path) -> None:
+    """More texts than a batch holds are refused before any is looked at: what they would take has no bound."""
+    text = fitted(tmp_path)
+    with pytest.raises(BadInputError, match=r"input 'text' may have 32 texts, has 33"):
+        text.encode(np.array([b"\xff"] * 33, object), ())

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from server.engines import torch_compile
+from server.engines.engine import COMPILED as VARIABLE
 from server.engines.engine import Source
-from server.engines.torch_compile import VARIABLE, folder
+from server.engines.torch_compile import folder
 from server.engines.torch_session import TorchSession
 from server.exits import ConfigurationError
 from server.tensors import ANY, TensorSpec
