@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -44,11 +45,11 @@ class TorchExport:
         inputs = tuple(_spec(name, program, node, source) for name, node in arguments)
         outputs = tuple(_spec(name, program, node, source) for name, node in _results(program, source))
         given = _in_order(inputs, source)
-        renamed = {
-            old: new for own, spec in zip(inputs, given, strict=True) for old, new in zip(own.axes, spec.axes, strict=True)
-        }
-        own = tuple(replace(spec, axes=tuple(renamed.get(axis, axis) for axis in spec.axes)) for spec in outputs)
-        return TorchSession(module, source, given, source.outputs or own, places)
+        pairs = (pair for own, spec in zip(inputs, given, strict=True) for pair in zip(own.axes, spec.axes, strict=True))
+        names = {old: new for old, new in pairs if old and new}
+        own = tuple(replace(spec, axes=tuple(names.get(axis, axis) if axis else None for axis in spec.axes)) for spec in outputs)
+        bounds = {names[axis]: bound for axis, bound in _bounds(program).items() if axis in names}
+        return TorchSession(module, source, given, source.outputs or own, places, bounds)
 
 
 ENGINE = TorchExport()
@@ -63,6 +64,14 @@ def _arguments(program: torch.export.ExportedProgram, source: Source) -> tuple[l
         raise ConfigurationError(message)
     count = places.num_children
     return list(zip([*nodes[:count], *map(str, names.context or ())], nodes, strict=True)), count
+
+
+def _bounds(program: torch.export.ExportedProgram) -> dict[str, tuple[int, int]]:
+    """The lengths of each symbol that the program holds for."""
+    return {
+        str(symbol): (int(known.lower), int(known.upper) if known.upper.is_finite else sys.maxsize)
+        for symbol, known in program.range_constraints.items()
+    }
 
 
 def _results(program: torch.export.ExportedProgram, source: Source) -> list[tuple[str, str]]:
@@ -89,7 +98,9 @@ def _in_order(own: tuple[TensorSpec, ...], source: Source) -> tuple[TensorSpec, 
         raise ConfigurationError(message)
     for spec in own:
         other = given[spec.name]
-        if (other.datatype, len(other.shape)) != (spec.datatype, len(spec.shape)):
+        fixed = [length for length in spec.shape if length != ANY]
+        ours = [came for came, length in zip(other.shape, spec.shape, strict=False) if length != ANY]
+        if (other.datatype, len(other.shape), ours) != (spec.datatype, len(spec.shape), fixed):
             message = (
                 f"{source.path}: {spec.name!r} is {spec.datatype} {list(spec.shape)}, "
                 f"model.toml has {other.datatype} {list(other.shape)}"

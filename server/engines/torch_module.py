@@ -104,6 +104,11 @@ def _fill(module: torch.nn.Module, state: State, source: Source) -> None:
     wrong = [f"tensor {name!r} is missing" for name in wanted if not held[name]]
     wrong += [f"tensor {name!r} is not of this module" for name in state if name not in wanted]
     wrong += filter(None, (_misfit(name, tensor, state[held[name]]) for name, tensor in wanted.items() if held[name]))
+    wrong += [
+        f"tensor {name!r} is tied to {held[name]!r}, yet differs from it"
+        for name in wanted
+        if name in state and held[name] != name and not torch.equal(state[name], state[held[name]])
+    ]
     if wrong:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         message = f"{source.path}: {wrong[0]}{more}"

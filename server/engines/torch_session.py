@@ -17,6 +17,7 @@ import torch
 from server.engines import torch_compile
 from server.engines.engine import Precision, Source
 from server.exits import AskedToStopError, ConfigurationError, ExitError
+from server.refusals import BadInputError
 from server.tensors import FLOATS, Array, Tensors, TensorSpec
 
 DATATYPES: Mapping[torch.dtype, str] = {
@@ -57,9 +58,11 @@ class TorchSession:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         positional: int = 0,
+        bounds: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """Call `module` with its first `positional` inputs by place, the others by name; it gives `outputs` in order or by name.
 
+        `bounds`: the least and the greatest length of an axis, where the module holds for no other.
         Raises `ConfigurationError` naming a tensor that torch has no type for.
         """
         for spec in (*inputs, *outputs):
@@ -69,6 +72,7 @@ class TorchSession:
         self.inputs = inputs
         self.outputs = outputs
         self.positional = positional
+        self.bounds = bounds or {}
         if source.precision is not Precision.FP32:
             module.to(PRECISIONS[source.precision])
         self.half = _half(module)
@@ -86,7 +90,12 @@ class TorchSession:
             torch_compile.settle()
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Run once; every answer is the caller's own, and no input is changed. Raises `MemoryError` where memory ran out."""
+        """Run once; every answer is the caller's own, and no input is changed.
+
+        Raises `MemoryError` where memory ran out, `BadInputError` naming the axis and its bounds.
+        """
+        if self.bounds:
+            self._check(inputs)
         tensors = {spec.name: self._tensor(inputs[spec.name], spec) for spec in self.inputs}
         placed = [tensors[spec.name] for spec in self.inputs[: self.positional]]
         named = {spec.name: tensors[spec.name] for spec in self.inputs[self.positional :]}
@@ -98,6 +107,14 @@ class TorchSession:
                 raise MemoryError(str(error)) from error
             raise
         return {spec.name: self._array(given[spec.name], spec) for spec in self.outputs}
+
+    def _check(self, inputs: Tensors) -> None:
+        for spec in self.inputs:
+            for axis, length in zip(spec.axes, inputs[spec.name].shape, strict=True):
+                least, greatest = self.bounds.get(axis or "", (length, length))
+                if not least <= length <= greatest:
+                    message = f"axis {axis!r} of {spec.name!r} must be {least} to {greatest}, got {length}"
+                    raise BadInputError(message)
 
     def _tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
         # A copy, since a module may write into what it gets, and what a client sent is looked at again.
@@ -148,7 +165,7 @@ def declared(source: Source, why: str) -> tuple[tuple[TensorSpec, ...], tuple[Te
 
 def refusal(path: Path, error: BaseException, what: str) -> BaseException:
     """What a failed load of `path` is to be raised as: an end as it is, memory that ran out, or a file that is not `what`."""
-    if isinstance(error, (AskedToStopError, ExitError, KeyboardInterrupt, MemoryError)):
+    if isinstance(error, (AskedToStopError, ExitError, MemoryError)):
         return error
     if no_memory(error):
         return MemoryError(str(error))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.exits import ConfigurationError, ExitError
+from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.refusals import BadInputError
 from server.tensors import Array, TensorSpec
 
@@ -47,12 +47,12 @@ class Text:
             from tokenizers import Tokenizer  # noqa: PLC0415 - not everybody serves text
 
             self.tokenizer = Tokenizer.from_file(str(path))
-        except (ExitError, MemoryError):
+        except (AskedToStopError, ExitError, MemoryError):
             raise
         except ModuleNotFoundError as error:
             message = f"{path}: [text] needs {error.name}, which is not installed (see pyproject.toml)"
             raise ConfigurationError(message) from None
-        except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
+        except BaseException as error:  # noqa: BLE001 - the library raises nothing narrower, and its panics are no `Exception`
             message = f"{path}: not a tokenizer: {' '.join(str(error).split())[:300]}"
             raise ConfigurationError(message) from None
         padding = self.tokenizer.padding or {}
@@ -71,6 +71,8 @@ class Text:
         self.rows = self.tokens = 0
         """How many texts there may be at once, and how many tokens a text may have; see `fit`."""
         self.width: int | None = None
+        self.cut: str = (self.tokenizer.truncation or {}).get("direction", "right")
+        """At which end a text is cut."""
         self.tokenizer.no_padding()
 
     def fit(self, rows: int, tokens: int, *, fixed: bool) -> None:
@@ -79,7 +81,7 @@ class Text:
         self.tokens = tokens
         self.width = tokens if fixed else None
         if self.truncates:
-            self.tokenizer.enable_truncation(tokens)
+            self.tokenizer.enable_truncation(tokens, direction=self.cut)
         else:
             self.tokenizer.no_truncation()
 

@@ -75,6 +75,7 @@ class Succession:
     def boot(self, generation: Generation) -> None:
         """A generation is complete: its workers may boot."""
         self.build = self.built = None
+        self.workforce.slots.failures = 0  # those were of other models
         self.coming = self.words.generations[generation.number] = generation
         self._say(Phase.BOOTING, f"generation {generation.number}: workers boot")
 

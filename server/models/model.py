@@ -133,7 +133,20 @@ class Model:
         if self.python.postprocess:
             made = self.python.postprocess(made, dict(inputs))
             _expect(self.outputs, made, "postprocess")
+        for spec in self.outputs:
+            if spec.name not in made or not self.fits(spec, made[spec.name].shape, prepared.came):
+                came = list(made[spec.name].shape) if spec.name in made else "nothing"
+                message = f"output {spec.name!r} must have shape {list(spec.shape)}, has {came}"
+                raise ModelFailedError(message)
         return made
+
+    def fits(self, spec: TensorSpec, shape: tuple[int, ...], came: Shape) -> bool:
+        """Whether an output of `shape` is what `spec` says, for inputs in the shape `came`."""
+        lengths = dict(zip(self.plan.axes, came, strict=True))
+        axes = zip(spec.shape, spec.axes, shape, strict=False)
+        return len(shape) == len(spec.shape) and all(
+            actual == (length if axis is None else lengths.get(axis, actual)) for length, axis, actual in axes
+        )
 
     def _behind_text(self, text: Text) -> tuple[TensorSpec, ...]:
         """What stands where the tokenizer's tensors stood: the text; and set the tokenizer to the length buckets."""

@@ -53,7 +53,7 @@ def load(files: ModelFiles) -> OperatorPython:
         raise ConfigurationError(message)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the repository may be read-only, and is not ours
+    sys.dont_write_bytecode = True  # from now on: the repository is not ours, and what lies there may import more of it later
     try:
         spec.loader.exec_module(module)
         found = _functions(files, module)
@@ -63,8 +63,6 @@ def load(files: ModelFiles) -> OperatorPython:
             raise
         message = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigurationError(message) from error
-    finally:
-        sys.dont_write_bytecode = writes_bytecode
     # Whoever looks a class or function up by its module finds it (torch.compile does), for as long as it is held and no longer.
     weakref.finalize(found, sys.modules.pop, name, None)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ import numpy as np
 from server.exits import AskedToStopError, ExitError, ModelError
 from server.models.model import Model, Prepared
 from server.models.shapes import Shape
-from server.tensors import FLOATS, Tensors, TensorSpec
+from server.refusals import ModelFailedError
+from server.tensors import FLOATS, Tensors
 from server.warmup import samples
 
 WINDOW = 3
@@ -52,13 +53,12 @@ def warm(model: Model, say: Callable[[str], None], seconds: float = MOST_SECONDS
 
 def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:
     """Raise `ModelError` unless every output of a run in `shape` is there, of the right type and shape, without a NaN."""
-    lengths = dict(zip(model.plan.axes, shape, strict=True))
     for spec in model.outputs:
         array = outputs.get(spec.name)
         if array is None:
             message = f"{where}: output {spec.name!r} is missing"
             raise ModelError(message)
-        if array.dtype != spec.dtype or not _fits(spec, array.shape, lengths):
+        if array.dtype != spec.dtype or not model.fits(spec, array.shape, shape):
             message = (
                 f"{where}: output {spec.name!r} must be {spec.datatype} {list(spec.shape)}, is {array.dtype} {list(array.shape)}"
             )
@@ -66,13 +66,6 @@ def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:
         if spec.datatype in FLOATS and np.isnan(array).any():
             message = f"{where}: output {spec.name!r} has a NaN"
             raise ModelError(message)
-
-
-def _fits(spec: TensorSpec, came: tuple[int, ...], lengths: Mapping[str, int]) -> bool:
-    if len(came) != len(spec.shape):
-        return False
-    axes = zip(spec.shape, spec.axes, came, strict=True)
-    return all(actual == (length if axis is None else lengths.get(axis, actual)) for length, axis, actual in axes)
 
 
 def once(model: Model, say: Callable[[str], None]) -> None:
@@ -132,6 +125,9 @@ def _blamed(where: str) -> Iterator[None]:
         yield
     except (MemoryError, AskedToStopError):
         raise
+    except ModelFailedError as error:  # our own words
+        message = f"{where}: {error}"
+        raise ModelError(message) from error
     except BaseException as error:  # also a model's `SystemExit`, and a panic of a library in Rust
         text = " ".join(str(error).split())
         short = text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT // 2]} … {text[-LONGEST_TEXT // 2 :]}"

@@ -44,6 +44,8 @@ class Witness:
         if frame.f_code.co_filename != self.path:
             return None
         line = frame.f_lineno
+        if frame.f_back and frame.f_back.f_code.co_filename == self.path:
+            self._look(frame.f_back.f_lineno)  # whatever that line has done before this call
 
         def follow(frame: FrameType, _event: str, _argument: Any) -> Any:
             nonlocal line

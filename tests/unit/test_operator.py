@@ -82,7 +82,7 @@ def preprocess(inputs):
     assert python.preprocess
     assert [3, 6] == python.preprocess({"x": np.array([1, 2])})["x"].tolist()
     assert ["model.py", "scale.txt"] == sorted(path.name for path in tmp_path.iterdir())
-    assert not sys.dont_write_bytecode
+    assert sys.dont_write_bytecode
 
 
 def test_loaded_anew(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_refused(tmp_path: Path, source: str, part: str) -> None:
     assert part in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not any("tmp" in name for name in set(sys.modules) - before)
-    assert not sys.dont_write_bytecode
+    assert sys.dont_write_bytecode
 
 
 def test_no_python_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def x(count: int = 1) -> dict[str, Any]:
     return {"x": np.arange(3 * count, dtype=np.float32).reshape(count, 3)}
 
 
-def raising(error: Exception) -> Any:
+def raising(error: BaseException) -> Any:
     """A model that raises."""
 
     def run(_: Any) -> Any:
@@ -119,6 +120,26 @@ def test_errors(caplog: pytest.LogCaptureFixture, error: Exception, kind: type[R
     assert isinstance(made.session, FakeSession)
     made.session.answer = echo
     assert (1, 3) == serving.infer(made, x())["y"].shape
+
+
+@pytest.mark.parametrize("error", [SystemExit(5), KeyboardInterrupt(), GeneratorExit(), BaseException(HIDDEN)])
+def test_what_is_no_exception(caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
+    """A model that raises what ends a process, or a panic of a library, in a thread of the pool fails as any other does."""
+    made = model(raising(error))
+    serving = served(made)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ModelFailedError, match="model 'm' failed"):
+        pool.submit(serving.infer, made, x()).result()
+    assert "model m/1 failed on a request" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (0, 3), (1, 3, 1)])
+def test_another_shape_than_declared(shape: tuple[int, ...]) -> None:
+    """An answer of another shape, or of another number of rows, is no answer."""
+    made = model(lambda _: {"y": np.zeros(shape, np.float32)}, batch_sizes=[1])
+
+    with pytest.raises(ModelFailedError, match=r"output 'y' must have shape \[-1, 3\]"):
+        served(made).infer(made, x())
 
 
 def test_doing() -> None:

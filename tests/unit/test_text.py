@@ -121,6 +121,15 @@ def test_truncation(tmp_path: Path, fixed: bool) -> None:  # noqa: FBT001
     assert (2, 5) == made[IDS].shape
 
 
+def test_truncation_on_the_left(tmp_path: Path) -> None:
+    """A tokenizer that cuts the beginning of a text goes on to do so."""
+    cutting = tokenizer()
+    cutting.enable_truncation(9, direction="left")
+    made = fitted(tmp_path, cutting, tokens=4).encode(texts("the first boats came home"), SPECS)
+
+    assert [*ids("[CLS]", "came", "home", "[SEP]")] == made[IDS][0].tolist()
+
+
 def test_too_many_tokens(tmp_path: Path) -> None:
     """Where texts are not cut, one that is too long is refused with its row, its length and the bound; the longest is taken."""
     text = fitted(tmp_path, tokens=5, truncates=False)

@@ -22,6 +22,9 @@ from server.engines.engine import Source
 from server.engines.torch_compile import folder
 from server.engines.torch_session import TorchSession
 from server.exits import ConfigurationError
+from server.models import operator
+from server.models.repository import ModelFiles
+from server.models.schema import ModelToml
 from server.tensors import ANY, TensorSpec
 
 torch.set_num_threads(1)  # the process that runs the tests forks in others of them
@@ -252,3 +255,19 @@ def test_compiled_once(tmp_path: Path) -> None:
     assert (0, 2) == (first["hits"], first["misses"])
     assert (2, 0) == (second["hits"], second["misses"])
     assert 1 == second["threads"]
+
+
+def test_a_network_of_torchs_own_class(tmp_path: Path) -> None:
+    """What compiles looks functions up by their module: one of the operator's is found there for as long as it is held."""
+    python = (
+        "import torch\nfrom torch.nn import functional as F\n"
+        "class Block(torch.nn.Module):\n    def forward(self, x):\n        return F.relu(x) + 1\n"
+        "def module():\n    return torch.nn.Sequential(Block(), Block())\n"
+    )
+    (tmp_path / "model.py").write_text(python, encoding="utf-8")
+    held = operator.load(ModelFiles("m", 1, tmp_path, ModelToml(python="model.py")))
+    assert held.module
+
+    compiled = torch.compile(held.module(), backend="eager", fullgraph=True)
+
+    assert [2.0, 4.0] == compiled(torch.tensor([-1.0, 2.0])).tolist()  # type: ignore[no-untyped-call]

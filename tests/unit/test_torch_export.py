@@ -20,6 +20,7 @@ from torch.export import Dim
 from server.engines.catalogue import engine_for
 from server.engines.engine import Precision, Rung, Source
 from server.engines.torch_export import ENGINE
+from server.engines.torch_session import TorchSession
 from server.exits import ConfigurationError
 from server.refusals import BadInputError
 from server.tensors import ANY, TensorSpec
@@ -585,3 +586,45 @@ def test_zip_bomb(tmp_path: Path, part: str) -> None:
         tracemalloc.stop()
 
     assert peak < size / 4
+
+
+def two_axes(tmp_path: Path, inputs: tuple[TensorSpec, ...] | None) -> TorchSession:
+    """A program whose rows and length are free, within bounds, and which answers with one number less in each place."""
+
+    class Cut(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :, :2] * 2
+
+    axes = {0: Dim("rows", min=1, max=8), 1: Dim("length", min=2, max=16)}
+    program = torch.export.export(Cut().eval(), (torch.rand(2, 4, 3),), dynamic_shapes={"x": axes})
+    program.example_inputs = None
+    path = tmp_path / "model.pt2"
+    torch.export.save(program, path)
+    source = Source(path, inputs=inputs)
+    ENGINE.check(source)
+    return ENGINE.load(source, 1)
+
+
+def test_axes_of_outputs_are_those_of_inputs(tmp_path: Path) -> None:
+    """Axes that `model.toml` gives names to are called so in the outputs too, so that what padding adds is cut off."""
+    session = two_axes(tmp_path, (TensorSpec("x", "FP32", (ANY, ANY, 3), ("x.0", "seq", None)),))
+
+    assert [("x.0", "seq", None)] == [spec.axes for spec in session.outputs]
+
+
+def test_lengths_that_the_program_does_not_hold_for(tmp_path: Path) -> None:
+    """A length outside the bounds that a program was exported with is refused by axis and bounds, not run."""
+    session = two_axes(tmp_path, (TensorSpec("x", "FP32", (ANY, ANY, 3), ("x.0", "seq", None)),))
+    session.enter(1)
+
+    with pytest.raises(BadInputError, match=r"axis 'seq' of 'x' must be 2 to 16, got 17"):
+        session.run({"x": np.ones((1, 17, 3), np.float32)})
+    assert (8, 16, 2) == session.run({"x": np.ones((8, 16, 3), np.float32)})[session.outputs[0].name].shape
+
+
+@pytest.mark.parametrize("shape", [(ANY, ANY), (ANY, ANY, 4), (ANY, ANY, ANY)])
+def test_shapes_that_are_not_the_programs(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """An input that `model.toml` declares with another number of axes, or another fixed length, is refused by both shapes."""
+    axes = tuple(f"x.{place}" if length == ANY else None for place, length in enumerate(shape))
+    with pytest.raises(ConfigurationError, match=r"'x' is FP32 \[-1, -1, 3\], model.toml has FP32"):
+        two_axes(tmp_path, (TensorSpec("x", "FP32", shape, axes),))

@@ -315,6 +315,14 @@ def test_tied(tmp_path: Path, file: str, names: list[str], precision: Precision)
 
 
 @pytest.mark.parametrize("file", FILES)
+def test_tied_but_different(tmp_path: Path, file: str) -> None:
+    """A file that has two different tensors for what is one in the network is of another network."""
+    path = put(tmp_path, {"table.weight": TABLE, "head.weight": TABLE + 1}, file)
+
+    assert "is tied to" in refused(source(path, Tied))
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_not_tied(tmp_path: Path, file: str) -> None:
     """Of tensors that are two in the network none may be missing, though they have one shape."""
     path = put(tmp_path, {"table.weight": TABLE}, file)
@@ -357,7 +365,7 @@ def test_modules_that_fail(tmp_path: Path, module: Callable[[], Any], part: str)
     assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
-@pytest.mark.parametrize("error", [MemoryError(), AskedToStopError(0), ModelError("deadline"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [MemoryError(), AskedToStopError(0), ModelError("deadline")])
 def test_what_is_not_the_modules_fault(tmp_path: Path, error: BaseException) -> None:
     """Memory that ran out, and whoever ends the load, come through as they are."""
     with pytest.raises(type(error)):
