@@ -58,7 +58,7 @@ class ThreadWorker(GunicornThreadWorker):
     def enqueue_req(self, conn: TConn) -> None:
         """Hand a connection to the pool; no client may hold a thread by its silence, one that was opened ahead least of all."""
         bound_silence(conn.sock)
-        if conn.initialized or conn.data_ready or conn.wait_for_data(0):
+        if conn.initialized or conn.data_ready or not self.alive or conn.wait_for_data(0):
             super().enqueue_req(conn)
             return
         silent: Future[Any] = Future()
