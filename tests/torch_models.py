@@ -137,6 +137,19 @@ def content(file: str) -> bytes:
     return buffer.getvalue()
 
 
+def other_files(but: str) -> dict[str, bytes]:
+    """What is no file of the ending `but`, by what it is."""
+    kinds = {"empty": b"", "zip": b"PK\x03\x04", "text": b"not a program", "pickle": b"\x80\x04]\x94."}
+    return kinds | {ending: content(f"model.{ending}") for ending in ("pth", "pt", "pt2", "safetensors") if ending != but}
+
+
+def put_file(folder: Path, name: str, data: bytes) -> Path:
+    """Write a file."""
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
 def put_torch(
     root: Path, name: str, file: str, toml: str = BATCHED + TENSORS, python: str = NETWORK, *, version: int = 1
 ) -> Path:

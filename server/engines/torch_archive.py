@@ -36,20 +36,9 @@ _FUNCTIONS = re.compile(
 )
 _NAME = re.compile(r"[\w.]*")
 _ATTRIBUTES = frozenset({"size", "shape", "stride", "storage_offset"})
-_SHAPES = (
-    *(
-        ast.Expression,
-        ast.Load,
-        ast.BoolOp,
-        ast.boolop,
-        ast.BinOp,
-        ast.operator,
-        ast.UnaryOp,
-        ast.unaryop,
-        ast.Compare,
-        ast.cmpop,
-    ),
-    *(ast.Call, ast.keyword, ast.Name, ast.Constant, ast.Subscript, ast.Attribute, ast.IfExp),
+_GRAMMAR = (
+    *(ast.Expression, ast.Load, ast.Name, ast.Constant, ast.Attribute, ast.Subscript, ast.Call, ast.keyword),
+    *(ast.BoolOp, ast.boolop, ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop, ast.Compare, ast.cmpop, ast.IfExp),
 )
 
 
@@ -168,4 +157,4 @@ def _is_plain(node: ast.AST) -> bool:
         case ast.Name(id=name):
             return not name.startswith("_")
         case _:
-            return isinstance(node, _SHAPES)
+            return isinstance(node, _GRAMMAR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from server.engines import torch_compile
 from server.engines.engine import Precision, Rung, Source
-from server.engines.torch_session import PRECISIONS, TorchSession, declared, refusal
+from server.engines.torch_session import HALVES, TorchSession, declared, refusal
 from server.exits import ConfigurationError
+
+UNSAID = "weights do not say what the module takes"
 
 State = Mapping[str, torch.Tensor]
 
@@ -26,10 +28,8 @@ class TorchModule:
 
     def check(self, source: Source) -> None:
         """Look that what the file cannot say is said elsewhere."""
-        if not source.module:
-            message = f"{source.path}: holds weights alone, so model.toml must name python with module()"
-            raise ConfigurationError(message)
-        declared(source, "weights do not say what the module takes")
+        _maker(source)
+        declared(source, UNSAID)
         if source.compiled:
             torch_compile.prepare()
 
@@ -39,7 +39,7 @@ class TorchModule:
 
     def load(self, source: Source, threads: int) -> TorchSession:  # noqa: ARG002 - `enter` sets them
         """Make the network without weights and give it the file's; raises `ConfigurationError` where they do not fit."""
-        inputs, outputs = declared(source, "weights do not say what the module takes")
+        inputs, outputs = declared(source, UNSAID)
         module = _hollow(source)
         _fill(module, _state(source.path), source)
         return TorchSession(module, source, inputs, outputs)
@@ -48,14 +48,20 @@ class TorchModule:
 ENGINE = TorchModule()
 
 
+def _maker(source: Source) -> Callable[[], Any]:
+    """The operator's `module()`; raises `ConfigurationError` where there is none."""
+    if not source.module:
+        message = f"{source.path}: holds weights alone, so model.toml must name python with module()"
+        raise ConfigurationError(message)
+    return source.module
+
+
 def _hollow(source: Source) -> torch.nn.Module:
     """The network, its parameters on the meta device: they take no memory until they are given.
 
     Buffers are kept as they are made, since those that are not saved would be lost.
     """
-    if not source.module:
-        message = f"{source.path}: has no module()"
-        raise ConfigurationError(message)
+    make = _maker(source)
 
     def forget(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter | None) -> torch.nn.Parameter | None:
         if parameter is None or parameter.is_meta:  # one that is tied to another stays tied
@@ -65,7 +71,7 @@ def _hollow(source: Source) -> torch.nn.Module:
     # Typed as if it gave nothing, but what it gives is registered.
     hook = torch.nn.modules.module.register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]
     try:
-        module = source.module()
+        module = make()
     except BaseException as error:
         raise refusal(source.path, error, f"module() raised {type(error).__name__}") from error
     finally:
@@ -113,7 +119,7 @@ def _fill(module: torch.nn.Module, state: State, source: Source) -> None:
         more = f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         message = f"{source.path}: {wrong[0]}{more}"
         raise ConfigurationError(message)
-    half = PRECISIONS[source.precision] if source.precision is not Precision.FP32 else None
+    half = HALVES.get(source.precision)  # here already, since a file of that width then stays mapped
     weights = {
         name: torch.nn.Parameter(state[name].to(half or wanted[name].dtype), requires_grad=False)
         if isinstance(wanted[name], torch.nn.Parameter) and wanted[name].is_floating_point()

@@ -39,13 +39,7 @@ DATATYPES: Mapping[torch.dtype, str] = {
 
 DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in DATATYPES.items()}
 
-HALVES = (torch.bfloat16, torch.float16)
-
-PRECISIONS: Mapping[Precision, torch.dtype] = {
-    Precision.FP32: torch.float32,
-    Precision.BF16: torch.bfloat16,
-    Precision.FP16: torch.float16,
-}
+HALVES: Mapping[Precision, torch.dtype] = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 class TorchSession:
@@ -73,15 +67,15 @@ class TorchSession:
         self.outputs = outputs
         self.positional = positional
         self.bounds = bounds or {}
-        if source.precision is not Precision.FP32:
-            module.to(PRECISIONS[source.precision])
+        if source.precision in HALVES:
+            module.to(HALVES[source.precision])
         self.half = _half(module)
         """What it calculates with, if that is half precision; its floats come and go as they are declared."""
         self.compiled = source.compiled
         self.call = torch_compile.compiled(module) if source.compiled else module
 
     def enter(self, threads: int) -> None:
-        """Run on `threads` threads from now on. Never in the master: with more than one, no later child could run."""
+        """Run on `threads` threads from now on; in the master on one alone, or no later child could run."""
         torch.set_num_threads(threads)
 
     def settle(self) -> None:
@@ -126,7 +120,7 @@ class TorchSession:
         return tensor.to(self.half) if self.half and spec.datatype in FLOATS else tensor
 
     def _array(self, tensor: torch.Tensor, spec: TensorSpec) -> Array:
-        if tensor.dtype in HALVES and spec.datatype in FLOATS:
+        if tensor.dtype in HALVES.values() and spec.datatype in FLOATS:
             tensor = tensor.to(DTYPES[spec.datatype])
         # A copy again: it may be a weight, a view of one, or an input that is given back.
         owned = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -180,4 +174,4 @@ def no_memory(error: BaseException) -> bool:
 def _half(module: torch.nn.Module) -> torch.dtype | None:
     """The half precision that all of a module's weights are in, if they are."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(HALVES) else None
+    return dtypes.pop() if len(dtypes) == 1 and dtypes <= set(HALVES.values()) else None

@@ -12,6 +12,7 @@ from server.engines.torch_session import TorchSession, declared, refusal
 from server.exits import ConfigurationError
 
 NOT_TORCHSCRIPT = "not TorchScript"
+UNSAID = "TorchScript does not say what shapes it takes"
 
 
 class TorchScript:
@@ -33,7 +34,7 @@ class TorchScript:
         if source.compiled:
             message = f"{path}: [torch] compile: TorchScript is compiled already; torch.compile takes .pt2 or a module()"
             raise ConfigurationError(message)
-        declared(source, "TorchScript does not say what shapes it takes")
+        declared(source, UNSAID)
 
     def rungs(self, source: Source, threads: int) -> Sequence[tuple[Rung, str]]:  # noqa: ARG002 - the protocol's
         """Shared live; threads are a matter of the process that runs it."""
@@ -41,7 +42,7 @@ class TorchScript:
 
     def load(self, source: Source, threads: int) -> TorchSession:  # noqa: ARG002 - `enter` sets them
         """Read the program; raises `ConfigurationError` naming the file if torch refuses it or its tensors are others."""
-        inputs, outputs = declared(source, "TorchScript does not say what shapes it takes")
+        inputs, outputs = declared(source, UNSAID)
         try:
             module = torch.jit.load(source.path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         except Exception as error:

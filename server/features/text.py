@@ -99,7 +99,7 @@ class Text:
             if length > self.tokens:
                 message = f"input {self.name!r}, row {row}: a text may have {self.tokens} tokens, has {length}"
                 raise BadInputError(message)
-        shape = (len(encodings), self.width or max(1, 1, *lengths))
+        shape = (len(encodings), self.width or max([1, *lengths]))
         made = {IDS: np.full(shape, self.pad, np.int64), MASK: np.zeros(shape, np.int64), TYPES: np.zeros(shape, np.int64)}
         for row, encoding in enumerate(encodings):
             place = slice(lengths[row])

@@ -18,6 +18,7 @@ from server.exits import ConfigurationError
 from server.refusals import BadInputError
 from server.tensors import ANY, DTYPES, TensorSpec
 from tests.models import dense, graph, identity
+from tests.unit.extremes import values
 
 
 def saved(folder: Path, model: onnx.ModelProto) -> Path:
@@ -44,19 +45,6 @@ def external(folder: Path, location: str = "weights.bin") -> Path:
             entry.value = location
     path.write_bytes(model.SerializeToString())
     return path
-
-
-def values(datatype: str) -> Any:
-    """Two rows of three, at the ends of what the datatype holds."""
-    dtype = DTYPES[datatype]
-    if datatype == "BYTES":
-        return np.array([[b"", b"a", "\N{SNOWMAN}".encode()], [b"x" * 1000, b"a\0b", b" "]], object)
-    if datatype == "BOOL":
-        return np.array([[True, False, True], [False, True, True]])
-    if dtype.kind in "iu":
-        ends = np.iinfo(dtype)
-        return np.array([[ends.min, ends.max, 0], [1, 2, 3]], dtype)
-    return np.array([[-1.5, np.inf, 0], [3.140625, 2.0**-8, -np.inf]], np.float32).astype(dtype)
 
 
 @pytest.mark.parametrize("datatype", DTYPES)

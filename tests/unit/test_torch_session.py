@@ -18,6 +18,7 @@ from server.engines.torch_session import DTYPES, TorchSession, declared, refusal
 from server.exits import ConfigurationError, ModelError
 from server.tensors import ANY, FLOATS, Array, TensorSpec
 from server.tensors import DTYPES as NUMPY
+from tests.unit.extremes import values
 
 torch.set_num_threads(1)  # the process that runs the tests forks in others of them
 
@@ -69,17 +70,6 @@ def session(
     """A session of a module, or of a function."""
     made = module if isinstance(module, torch.nn.Module) else Calls(module)
     return TorchSession(made, Source(PATH, precision=precision), inputs, outputs, positional)
-
-
-def values(datatype: str) -> Any:
-    """Two rows of three, at the ends of what the datatype holds."""
-    dtype = NUMPY[datatype]
-    if datatype == "BOOL":
-        return np.array([[True, False, True], [False, True, True]])
-    if dtype.kind in "iu":
-        ends = np.iinfo(dtype)
-        return np.array([[ends.min, ends.max, 0], [1, 2, 3]], dtype)
-    return np.array([[-1.5, np.inf, 0], [3.140625, 2.0**-8, -np.inf]], np.float32).astype(dtype)
 
 
 def between_bytes(given: Array) -> Array:

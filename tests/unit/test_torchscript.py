@@ -15,9 +15,11 @@ from server.engines.engine import Precision, Rung, Source
 from server.engines.torchscript import ENGINE
 from server.exits import ConfigurationError
 from server.tensors import ANY, TensorSpec
-from tests.torch_models import answer, changed, content, pickled, saved
+from tests.torch_models import answer, changed, content, other_files, pickled, put_file, saved
 
 torch.set_num_threads(1)  # the process that runs the tests forks in others of them
+
+OTHER_FILES = other_files("pt")
 
 pytestmark = [
     # torch says so of each of TorchScript's functions; the form is served as long as torch reads it.
@@ -67,13 +69,6 @@ def scripted(folder: Path, module: torch.nn.Module) -> Path:
     return path
 
 
-def put(folder: Path, data: bytes, name: str = "model.pt") -> Path:
-    """Write a file."""
-    path = folder / name
-    path.write_bytes(data)
-    return path
-
-
 def ones(*names: str) -> dict[str, np.ndarray]:
     """A row of ones for each name."""
     return {name: np.ones((1, 3), np.float32) for name in names}
@@ -81,7 +76,7 @@ def ones(*names: str) -> dict[str, np.ndarray]:
 
 def test_program(tmp_path: Path) -> None:
     """A program is loaded and run with any number of rows; what is its is found by its ending."""
-    path = put(tmp_path, content("model.pt"))
+    path = put_file(tmp_path, "model.pt", content("model.pt"))
     assert engine_for(path) is ENGINE
     ENGINE.check(source(path))
 
@@ -141,7 +136,7 @@ def test_evaluation_mode(tmp_path: Path) -> None:
 
 def test_half_precision(tmp_path: Path) -> None:
     """A program runs in half precision, with floats as declared outside."""
-    path = put(tmp_path, content("model.pt"))
+    path = put_file(tmp_path, "model.pt", content("model.pt"))
     made = Source(path, (tensor("x"),), (tensor("y", 2),), precision=Precision.BF16)
 
     came = ENGINE.load(made, 1).run(ones("x"))["y"]
@@ -159,7 +154,7 @@ def test_rungs(tmp_path: Path) -> None:
 
 def test_undeclared(tmp_path: Path) -> None:
     """Tensors must be declared, since a program does not say their shapes; to compile it is refused, since it is."""
-    path = put(tmp_path, content("model.pt"))
+    path = put_file(tmp_path, "model.pt", content("model.pt"))
 
     with pytest.raises(ConfigurationError, match=rf"^{path}: TorchScript .* model\.toml must have \[\[inputs\]\]"):
         ENGINE.check(Source(path))
@@ -187,7 +182,7 @@ def bombs(trap: Path) -> Iterator[tuple[str, bytes]]:
 def test_pickles(tmp_path: Path, name: str, checked: bool) -> None:  # noqa: FBT001
     """A pickle is never executed, by the check or a load without one; where it stands for the program it is refused."""
     trap = tmp_path / "trap"
-    path = put(tmp_path, dict(bombs(trap))[name])
+    path = put_file(tmp_path, "model.pt", dict(bombs(trap))[name])
 
     try:
         if checked:
@@ -202,22 +197,10 @@ def test_pickles(tmp_path: Path, name: str, checked: bool) -> None:  # noqa: FBT
     assert not trap.exists()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"PK\x03\x04",
-        b"not a program",
-        b"\x80\x04]\x94.",
-        content("model.pth"),
-        content("model.pt2"),
-        content("model.safetensors"),
-    ],
-    ids=["empty", "zip", "text", "pickle", "pth", "pt2", "safetensors"],
-)
+@pytest.mark.parametrize("data", OTHER_FILES.values(), ids=OTHER_FILES)
 def test_other_files(tmp_path: Path, data: bytes) -> None:
     """A file of another kind is refused by its name and the check; a state dict with what it should be called."""
-    path = put(tmp_path, data)
+    path = put_file(tmp_path, "model.pt", data)
 
     with pytest.raises(ConfigurationError, match=f"^{path}: not TorchScript: ") as refused:
         ENGINE.check(source(path))
@@ -231,7 +214,7 @@ def test_truncated(tmp_path: Path) -> None:
     """A program that was cut off is refused, wherever it was cut."""
     whole = content("model.pt")
     for part in (1, 30, len(whole) // 2, len(whole) - 20, len(whole) - 1):
-        path = put(tmp_path, whole[:part])
+        path = put_file(tmp_path, "model.pt", whole[:part])
 
         with pytest.raises(ConfigurationError, match=f"^{path}: not TorchScript: "):
             ENGINE.check(source(path))
@@ -243,9 +226,9 @@ def test_truncated(tmp_path: Path) -> None:
 def test_damaged(tmp_path: Path, place: int) -> None:
     """A byte that was changed in the list of entries is found, or changes nothing; never is there an error of another kind."""
     data = bytearray(content("model.pt"))
-    with zipfile.ZipFile(put(tmp_path, bytes(data))) as archive:
+    with zipfile.ZipFile(put_file(tmp_path, "model.pt", bytes(data))) as archive:
         data[archive.start_dir + place] ^= 0xFF
-    path = put(tmp_path, bytes(data))
+    path = put_file(tmp_path, "model.pt", bytes(data))
 
     try:
         ENGINE.check(source(path))
@@ -259,7 +242,7 @@ def test_code_that_is_none(tmp_path: Path) -> None:
     def broken(name: str, data: bytes) -> bytes:
         return b"class Oops(:\n" if name.startswith("code/") and name.endswith(".py") else data
 
-    path = put(tmp_path, changed(content("model.pt"), broken))
+    path = put_file(tmp_path, "model.pt", changed(content("model.pt"), broken))
 
     ENGINE.check(source(path))
     with pytest.raises(ConfigurationError, match=f"^{path}: not TorchScript: ") as refused:
