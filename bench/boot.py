@@ -10,7 +10,7 @@ from bench import repository
 from bench.report import Figure, Report, Say
 from tests.server import PATIENCE, Server
 
-STARTS = 3
+STARTS = 5
 MASTER = ("trying", "loading", "forking", "booting")
 WORKER = ("loading", "warming", "proving", "waiting")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,6 @@ from bench.report import Figure, Report, Say
 BOUND = 1.25
 """The most that a first request may take, in steady ones."""
 STARTS_OF_FOUR = 1
-STARTS_OF_FORM = 2
 
 
 def run(folder: Path, say: Say) -> Report:
@@ -27,8 +27,14 @@ def run(folder: Path, say: Say) -> Report:
     four = both(Case("resnet50, four workers", resnet50, images, STARTS_OF_FOUR, workers=4), say)
     tiny = both(Case("dense 64, one worker", small, rows, rounds=20 * ROUNDS, pauses=ROUNDS), say)
     batches, lengths = repository.embed_shapes(embed)
-    text = both(Case("embed, one worker", embed, _texts((1, batches[-1]), lengths), controls=1), say)
+    texts = _texts(batches, lengths)
+    text = both(Case("embed, one worker", embed, texts, controls=1), say)
+    text_four = both(Case("embed, four workers", embed, texts, STARTS_OF_FOUR, workers=4), say)
     forms: dict[str, Both] = {form: both(_form(folder, form), say) for form in torch_repository.FORMS}
+    forms_four: dict[str, Both] = {
+        form: both(replace(_form(folder, form), what=f"resnet50, {form}, four workers", starts=STARTS_OF_FOUR, workers=4), say)
+        for form in torch_repository.FORMS
+    }
     return Report(
         [
             _figure("resnet50: first ÷ steady, one worker", one, _ratio, BOUND),
@@ -40,14 +46,22 @@ def run(folder: Path, say: Say) -> Report:
             _figure("dense 64: one after a pause ÷ steady", tiny, _rested),
             *(_figure(f"embed: first ÷ steady, {length} tokens", _of(text, length), _ratio, BOUND) for length in lengths),
             _figure("embed: the process's very first ÷ steady", text, _very_first),
+            _figure("embed: first ÷ steady, each of four workers", text_four, _ratio, BOUND),
             *(_figure(f"resnet50, {form}: first ÷ steady", starts, _ratio, BOUND) for form, starts in forms.items()),
             *(
                 _figure(f"resnet50, {form}: the process's very first ÷ steady", starts, _very_first)
                 for form, starts in forms.items()
             ),
+            *(
+                _figure(f"resnet50, {form}: first ÷ steady, each of four workers", starts, _ratio, BOUND)
+                for form, starts in forms_four.items()
+            ),
         ],
         "the same server with warmup and proof switched off",
-        {"one": one, "four": four, "dense 64": tiny, "embed": text, **forms},
+        {
+            **{"one": one, "four": four, "dense 64": tiny, "embed": text, "embed, four": text_four, **forms},
+            **{f"{form}, four": starts for form, starts in forms_four.items()},
+        },
     )
 
 
@@ -57,8 +71,8 @@ def _texts(batches: Sequence[int], lengths: Sequence[int]) -> dict[str, bytes]:
 
 
 def _form(folder: Path, form: torch_repository.Form) -> Case:
-    images = {str(size): infer("resnet50_torch", repository.image(size)) for size in torch_repository.SIZES}
-    return Case(f"resnet50, {form}", torch_repository.resnet50(folder, form), images, STARTS_OF_FORM, controls=1)
+    images = {str(size): infer("resnet50_torch", repository.image(size)) for size in repository.SIZES}
+    return Case(f"resnet50, {form}", torch_repository.resnet50(folder, form), images, controls=1)
 
 
 def _figure(name: str, found: Both, read: Callable[[Starts], float], bound: float | None = None) -> Figure:

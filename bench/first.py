@@ -12,7 +12,7 @@ from bench.client import Connection, get, one_each
 from bench.report import Say
 from tests.server import Server
 
-STARTS = 3
+STARTS = 5
 ROUNDS = 7
 PAUSE = 0.1
 """Seconds."""

@@ -11,8 +11,8 @@ from bench.report import Figure, Report, Say
 
 BOUND = 1.15
 MANY = 8
-SHARE = 125
-"""Requests that each worker answers before the server is looked at: many make a thousand of them."""
+REQUESTS = 1000
+"""Requests that each server answers before it is looked at, spread evenly over its workers."""
 FLAT = 1.02
 LATER = 10_000
 """Requests that it then answers before it is looked at again, twice, each `WHOLE`th of them through all of the model."""
@@ -44,7 +44,7 @@ Found = tuple[list[Figure], dict[str, Held]]
 def _onnx(models: Path, say: Say) -> Found:
     """One worker and many; then, where a session cannot be shared (two threads), one and two."""
     request = infer("wide", repository.row(1, repository.WIDTH))
-    (one,), (many,) = (measure(models, say, workers, 1, [request] * SHARE * workers) for workers in (1, MANY))
+    (one,), (many,) = (measure(models, say, workers, 1, [request] * REQUESTS) for workers in (1, MANY))
     # The control needs fewer requests: its copies are there from the start.
     (alone,), (two,) = (measure(models, say, workers, 2, [request] * 20 * workers) for workers in (1, 2))
     control = 1 + (MANY - 1) * (two.pss - alone.pss) / alone.pss
@@ -64,8 +64,8 @@ def _torch(models: Path, say: Say) -> Found:
     rows = repository.row(1, repository.WIDTH)
     whole, short = infer("wide", rows), infer("wide", {"x": rows["x"] + 1})
     more = [short if number % WHOLE else whole for number in range(LATER)]
-    (one,) = measure(models, say, 1, 1, [whole] * SHARE)
-    many, later, last = measure(models, say, MANY, 1, [whole] * SHARE * MANY, more, more)
+    (one,) = measure(models, say, 1, 1, [whole] * REQUESTS)
+    many, later, last = measure(models, say, MANY, 1, [whole] * REQUESTS, more, more)
     figures = [
         Figure(f"torch: memory of the whole server, {MANY} workers ÷ 1", many.pss / one.pss, "", BOUND),
         Figure(f"torch: the same, {LATER:,} requests later ÷ before", later.pss / many.pss, "", FLAT),

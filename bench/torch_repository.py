@@ -11,12 +11,11 @@ from typing import Literal
 
 from safetensors.numpy import save_file
 
-from bench.repository import LAYERS, WIDTH, embed, numbers, once, tiny
+from bench.repository import LAYERS, SIZES, WIDTH, embed, numbers, once, tiny
 
 Form = Literal["torchscript", "export", "module"]
 
 FORMS: tuple[Form, ...] = ("torchscript", "export", "module")
-SIZES = (1, 2)
 COMPILED_SIZES = (1, 4)
 COMPILED_LENGTHS = (32,)
 WRITE_FORM = (
