@@ -59,7 +59,12 @@ def run(folder: Path, say: Say) -> Report:
         ],
         "the same server with warmup and proof switched off",
         {
-            **{"one": one, "four": four, "dense 64": tiny, "embed": text, "embed, four": text_four, **forms},
+            "one": one,
+            "four": four,
+            "dense 64": tiny,
+            "embed": text,
+            "embed, four": text_four,
+            **forms,
             **{f"{form}, four": starts for form, starts in forms_four.items()},
         },
     )
