@@ -9,11 +9,10 @@ _settings = settings()
 
 bind = _settings.bind
 workers = _settings.workers + _settings.standby
-worker_class = "server.worker.threads.ThreadWorker"
+worker_class = "server.worker.batching.BatchingWorker"
 wsgi_app = "server.api.app:application"
 proc_name = "warmfork"
 
-threads = 16
 worker_connections = 1000
 keepalive = 75
 backlog = 2048

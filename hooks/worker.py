@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -49,6 +50,17 @@ def post_worker_init(worker: Any) -> None:
     boot.wait()
     worker.init_signals()
     boot.open(deadline_in(worker.cfg.timeout))
+    worker.notify = renewing(worker.notify, worker.cfg.timeout)
+
+
+def renewing(notify: Callable[[], None], seconds: float) -> Callable[[], None]:
+    """gunicorn's sign of life, of whatever class its worker is, put on the page as well."""
+
+    def both() -> None:
+        notify()
+        serving.current().renew(seconds)
+
+    return both
 
 
 def worker_exit(_arbiter: Arbiter, worker: Any) -> None:

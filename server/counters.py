@@ -8,9 +8,14 @@ import time
 
 import numpy as np
 
-from server.models.model import Model, Prepared
+from server.models.model import Model
 from server.models.shapes import Shape
-from server.scoreboard import BUCKETS, MAX_AXES, Scoreboard
+from server.scoreboard import BUCKETS, MAX_AXES, MAX_BATCH_SIZES, MAX_MODELS, MODEL, Scoreboard, word
+
+_REQUESTS, _ERRORS, _DURATIONS, _SUM = map(word, ("requests", "errors", "durations", "duration_sum"))
+_MODELS = [word("models", index) for index in range(MAX_MODELS)]
+_FIELD = {name: word("models", 0, name) - _MODELS[0] for name in MODEL.names or ()}
+_SIZE = word("models", 0, "sizes", 1) - word("models", 0, "sizes")
 
 
 class Counters:
@@ -19,29 +24,25 @@ class Counters:
     def __init__(self, board: Scoreboard, slot: int) -> None:
         """Count in `slot` of `board`."""
         self.slot = board.slots[slot]
+        self.words, self.floats = board.words(slot)
         self.lock = threading.Lock()
         self.on = True
         """Off while requests of our own make the worker warm."""
 
-    def ran(self, model: Model, prepared: Prepared, queue_ns: int, infer_ns: int, *, cold: bool) -> None:
-        """One batch ran."""
+    def ran(self, model: Model, shape: Shape, rows: int, queue_ns: int, infer_ns: int, *, cold: bool) -> None:
+        """One batch ran in `shape`, with `rows` rows of requests that had waited `queue_ns` in sum."""
         if not self.on:
             return
-        row = self.slot["models"][model.index]
-        size = model.plan.rows(prepared.shape)
+        size = model.plan.rows(shape)
         with self.lock:
-            row["batches"] += 1
-            row["rows"] += model.plan.rows(prepared.came)
-            row["queue_ns"] += queue_ns
-            row["infer_ns"] += infer_ns
-            sizes = row["sizes"]
-            for entry in sizes:
-                if entry["size"] in (0, size):
-                    entry["size"] = size
-                    entry["count"] += 1
-                    entry["ns"] += infer_ns
+            self._add(model, batches=1, rows=rows, queue_ns=queue_ns, infer_ns=infer_ns, cold=int(cold))
+            first = _MODELS[model.index] + _FIELD["sizes"]
+            for place in range(first, first + _SIZE * MAX_BATCH_SIZES, _SIZE):
+                if self.words[place] in (0, size):
+                    self.words[place] = size
+                    self.words[place + 1] += 1
+                    self.words[place + 2] += infer_ns
                     break
-            row["cold"] += cold
 
     def remember(self, model: Model, shape: Shape) -> None:
         """Keep a shape that was cold, and went well, for the next generation to warm; the newest `COLD_SHAPES` of them."""
@@ -59,14 +60,10 @@ class Counters:
         """One request got its result."""
         if not self.on:
             return
-        row = self.slot["models"][model.index]
         with self.lock:
             took = self._request(received_ns)
-            row["success"] += 1
-            row["success_ns"] += took
-            row["input_ns"] += input_ns
-            row["output_ns"] += output_ns
-            row["last_ms"] = time.time_ns() // 1_000_000
+            self._add(model, success=1, success_ns=took, input_ns=input_ns, output_ns=output_ns)
+            self.words[_MODELS[model.index] + _FIELD["last_ms"]] = time.time_ns() // 1_000_000
 
     def refused(self, model: Model | None, received_ns: int) -> None:
         """One request got an error."""
@@ -74,15 +71,18 @@ class Counters:
             return
         with self.lock:
             took = self._request(received_ns)
-            self.slot["errors"] += 1
+            self.words[_ERRORS] += 1
             if model is not None:
-                row = self.slot["models"][model.index]
-                row["fail"] += 1
-                row["fail_ns"] += took
+                self._add(model, fail=1, fail_ns=took)
 
     def _request(self, received_ns: int) -> int:
         took = time.monotonic_ns() - received_ns
-        self.slot["requests"] += 1
-        self.slot["durations"][bisect.bisect_left(BUCKETS, took / 1e9)] += 1
-        self.slot["duration_sum"] += took / 1e9
+        self.words[_REQUESTS] += 1
+        self.words[_DURATIONS + bisect.bisect_left(BUCKETS, took / 1e9)] += 1
+        self.floats[_SUM] += took / 1e9
         return took
+
+    def _add(self, model: Model, **fields: int) -> None:
+        first = _MODELS[model.index]
+        for name, count in fields.items():
+            self.words[first + _FIELD[name]] += count

@@ -38,6 +38,12 @@ class BusyError(RefusalError):
     retry_after = 1
 
 
+class SlowError(RefusalError):
+    """The request did not come in time."""
+
+    status = 408
+
+
 class LateError(RefusalError):
     """`WARMFORK_REQUEST_TIMEOUT` passed."""
 
@@ -48,3 +54,12 @@ class ModelFailedError(RefusalError):
     """The model raised, or gave what cannot be sent."""
 
     status = 500
+
+
+class AbandonedError(BaseException):
+    """The client is gone: nobody waits for this request any more. No `Exception`, so that nothing tries to answer it."""
+
+
+def too_large(came: str, limit: int) -> str:
+    """Say that a body is over the bound."""
+    return f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), got {came}"

@@ -88,6 +88,8 @@ SLOT = np.dtype(
         ("status", np.uint64),  # in FAILED, the exit status of the contract
         ("device", "S16"),
         ("doing", "S256"),  # the model, shape and step at hand; in FAILED, what failed
+        ("connections", np.uint64),  # open ones, as of the last tick of its loop
+        ("waiting", np.uint64),  # requests that wait for their batch, as of then
         ("phases", np.float64, (len(State),)),  # seconds spent in each state
         # The worker; these outlive it, so that no counter of the server falls.
         ("requests", np.uint64),
@@ -101,6 +103,8 @@ SLOT = np.dtype(
 
 # PERF: a slot is tens of kilobytes, nearly all of it counters that no probe asks for.
 _GLANCE = np.dtype([(name, SLOT[name]) for name in ("word", "pid", "generation", "doing")])
+_WORD = 8
+"""Bytes of most fields; each of those lies at a multiple of it."""
 
 Record = np.void
 Records = npt.NDArray[Any]
@@ -117,6 +121,21 @@ class Snapshot:
     def state(self, index: int) -> tuple[State, int]:
         """Return the state of a slot and its deadline in milliseconds of the monotonic clock."""
         return unpack(int(self.slots["word"][index]))
+
+
+def word(*path: str | int) -> int:
+    """Where in the words of a slot a field stands: `word("requests")`, `word("models", 3, "rows")`."""
+    kind: np.dtype[Any] = SLOT
+    place = 0
+    for step in path:
+        if isinstance(step, str):
+            fields: Any = kind.fields
+            kind, offset = fields[step][:2]
+            place += offset
+        else:
+            kind = kind.base
+            place += step * kind.itemsize
+    return place // _WORD
 
 
 def pack(state: State, deadline_ms: int) -> int:
@@ -189,6 +208,12 @@ class Scoreboard:
     def renew(self, index: int, deadline_ms: int) -> None:
         """Put off the deadline of the state that a slot is in."""
         self.slots["word"][index] = pack(self.state(index), deadline_ms)
+
+    def words(self, index: int) -> tuple[memoryview[int], memoryview[float]]:
+        """One slot as words, as integers and as floats: adding to one of these costs a tenth of what it does through numpy."""
+        start = HEADER.itemsize + index * SLOT.itemsize
+        slot = memoryview(self.memory)[start : start + SLOT.itemsize]
+        return slot.cast("Q"), slot.cast("d")
 
     def model_index(self, key: str) -> int | None:
         """The index under which the counters of "model/version" stand, or None."""

@@ -6,18 +6,30 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from server.counters import Counters
-from server.models.model import Model
-from server.refusals import BusyError, ModelFailedError, RefusalError, UnknownModelError
-from server.scoreboard import Scoreboard
+from server.models.model import Model, Prepared
+from server.models.shapes import Shape
+from server.refusals import AbandonedError, BusyError, ModelFailedError, RefusalError, UnknownModelError
+from server.scoreboard import Scoreboard, now_ms
 from server.settings import Settings
 from server.states import Event, Phase, State
 from server.tensors import Array, Tensors
-from server.turnstile import Turnstile, late
+from server.turnstile import Execute, Turnstile, late
 
 _log = logging.getLogger("gunicorn.error")
 _current: list[Serving] = []
+
+
+class Line(Protocol):
+    """Where requests wait for their turn."""
+
+    def admit(self) -> None:
+        """Raise `BusyError` if one that comes now would wait behind too many."""
+
+    def run(self, execute: Execute, model: Model, part: Prepared, received_ns: int) -> dict[str, Array]:
+        """Have `part` executed in its turn. Raises `BusyError`, `LateError`, or what the model raises."""
 
 
 class Serving:
@@ -30,7 +42,7 @@ class Serving:
         self.settings = settings
         self.doing = board.slots["doing"]
         self.counters = Counters(board, slot)
-        self.turnstile = Turnstile(settings.max_queue, settings.request_timeout)
+        self.line: Line = Turnstile(settings.max_queue, settings.request_timeout)
         self.models: Mapping[str, Mapping[int, Model]] = {
             name: {model.version: model for model in models if model.name == name} for name in {model.name for model in models}
         }
@@ -50,32 +62,18 @@ class Serving:
         message = f"model {name!r} has no version {version[:64]!r}; served are {', '.join(map(str, sorted(versions)))}"
         raise UnknownModelError(message)
 
-    def infer(self, model: Model, inputs: Tensors, received_ns: int | None = None) -> dict[str, Array]:
+    def infer(self, model: Model, inputs: Tensors, received_ns: int) -> dict[str, Array]:
         """Run one request that was received at `received_ns` of the monotonic clock; all outputs by name.
 
         Raises `BadInputError`, `BusyError`, `LateError` or `ModelFailedError`.
         """
-        received_ns = time.monotonic_ns() if received_ns is None else received_ns
-        if self.board.phase is Phase.STOPPING and received_ns > self.board.get("phase_since_ns"):
-            message = "the server is going away"
-            raise BusyError(message)
         try:
-            prepared = model.prepare(inputs)
-            queued = time.monotonic_ns()
-            with self.turnstile.enter(received_ns):
-                self.doing[self.slot] = model.label  # should it crash, the master says where
-                started = time.monotonic_ns()
-                try:
-                    outputs = model.run(prepared)
-                finally:
-                    self.doing[self.slot] = b""
-                ended = time.monotonic_ns()
-            cold = prepared.shape not in self.warmed[model.key]
-            self.counters.ran(model, prepared, started - queued, ended - started, cold=cold)
-            result = model.finish(prepared, outputs, inputs)
-            if cold:
-                self.counters.remember(model, prepared.shape)
-        except RefusalError:
+            made = [(part, self.line.run(self.execute, model, part, received_ns)) for part in model.prepare(inputs)]
+            result = model.finish(made, inputs)
+            for part, _ in made:
+                if part.shape not in self.warmed[model.key]:
+                    self.counters.remember(model, part.shape)
+        except (RefusalError, AbandonedError):
             raise
         except MemoryError as error:
             message = f"model {model.name!r} ran out of memory for this request"
@@ -90,6 +88,42 @@ class Serving:
         if time.monotonic_ns() - received_ns > self.settings.request_timeout * 1e9:
             raise late(self.settings.request_timeout)
         return result
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the whole server is going away."""
+        return self.board.get("phase") == Phase.STOPPING
+
+    def renew(self, seconds: float) -> None:
+        """Say on the page that this worker lives, and must say so again within so many seconds."""
+        if self.board.state(self.slot) is State.ACTIVE:
+            self.board.renew(self.slot, now_ms() + int(seconds * 1000))
+
+    def admit(self, received_ns: int) -> None:
+        """Raise `BusyError` for a request that would have to wait behind too many, or came after the server began to stop."""
+        if self.stopping and received_ns > self.board.get("phase_since_ns"):
+            message = "the server is going away"
+            raise BusyError(message)
+        self.line.admit()
+
+    def execute(self, model: Model, parts: Sequence[Prepared], shape: Shape, queue_ns: int) -> list[dict[str, Array]]:
+        """Run one batch in `shape`; what each of `parts` gets. They have waited `queue_ns` in sum."""
+        self.doing[self.slot] = model.label  # should it crash, the master says where
+        started = time.monotonic_ns()
+        try:
+            outputs = model.run(parts, shape)
+        finally:
+            self.doing[self.slot] = b""
+        ended = time.monotonic_ns()
+        rows = sum(model.plan.rows(part.came) for part in parts)
+        self.counters.ran(model, shape, rows, queue_ns, ended - started, cold=shape not in self.warmed[model.key])
+        return model.share(outputs, parts)
+
+    def steady_ms(self, model: Model, shape: Shape) -> float:
+        """How long `shape` takes when warm, as it was measured before this worker opened; 0 if it was not."""
+        shapes = model.shapes()
+        record = self.board.slots["models"][self.slot][model.index]["shapes"]
+        return float(record["steady_ms"][shapes.index(shape)]) if shape in shapes else 0.0
 
     def leave(self) -> None:
         """Say that this worker takes no more traffic, of its own will or since it was asked to."""

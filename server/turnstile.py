@@ -1,16 +1,18 @@
-"""One inference at a time in a worker, and a bounded line before it."""
+"""One inference at a time in a worker that has threads, and a bounded line before it: the way without batches."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
+from server.models.model import Model, Prepared
+from server.models.shapes import Shape
 from server.refusals import BusyError, LateError
+from server.tensors import Array
 
-HUNG_SECONDS = 5.0
-"""An inference that takes twice as long as a request may, and this longer, is held to be hung."""
+Execute = Callable[[Model, Sequence[Prepared], Shape, int], list[dict[str, Array]]]
+"""Runs one batch in a declared shape, on parts that have waited so many nanoseconds in sum; gives what each gets."""
 
 
 class Turnstile:
@@ -23,26 +25,24 @@ class Turnstile:
         self.lock = threading.Lock()
         self.waiting = 0
         self.counting = threading.Lock()
-        self.entered_ns = 0
-        """When the inference at hand began, by the monotonic clock; 0 while there is none."""
 
-    @contextmanager
-    def enter(self, received_ns: int) -> Iterator[None]:
-        """Wait for a turn and hold it. Raises `BusyError` where the line is full, `LateError` where the turn comes too late."""
+    def admit(self) -> None:
+        """Nothing: only whoever would have to wait is refused."""
+
+    def run(self, execute: Execute, model: Model, part: Prepared, received_ns: int) -> dict[str, Array]:
+        """Run `part` when its turn comes. Raises `BusyError` where the line is full, `LateError` where the turn is too late."""
+        queued = time.monotonic_ns()
         if not self.lock.acquire(blocking=False):
             self._wait(received_ns)
-        self.entered_ns = time.monotonic_ns()
         try:
-            yield
+            return execute(model, [part], part.shape, time.monotonic_ns() - queued)[0]
         finally:
-            self.entered_ns = 0
             self.lock.release()
 
     def _wait(self, received_ns: int) -> None:
         with self.counting:
             if self.waiting >= self.most:
-                message = f"{self.waiting} requests are waiting in this worker, at most {self.most} may (WARMFORK_MAX_QUEUE)"
-                raise BusyError(message)
+                raise full(self.waiting, self.most)
             self.waiting += 1
         try:
             left = self.patience - (time.monotonic_ns() - received_ns) / 1e9
@@ -52,12 +52,12 @@ class Turnstile:
             with self.counting:
                 self.waiting -= 1
 
-    def hung(self) -> bool:
-        """Whether the inference at hand is so far past the limit of a request that it will not end; a slow one gets its 504."""
-        entered = self.entered_ns
-        return bool(entered) and (time.monotonic_ns() - entered) / 1e9 > 2 * self.patience + HUNG_SECONDS
-
 
 def late(patience: float) -> LateError:
     """The refusal of a request that took longer than it may."""
     return LateError(f"not answered within {patience:g} s (WARMFORK_REQUEST_TIMEOUT)")
+
+
+def full(waiting: int, most: int) -> BusyError:
+    """The refusal of a request that finds the line full."""
+    return BusyError(f"{waiting} requests are waiting in this worker, at most {most} may (WARMFORK_MAX_QUEUE)")

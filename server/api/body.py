@@ -9,7 +9,7 @@ from typing import Any
 
 from gunicorn.http.errors import ParseException
 
-from server.refusals import BadInputError, TooLargeError
+from server.refusals import BadInputError, SlowError, TooLargeError, too_large
 
 STEP = 1 << 16
 """Bytes that are read or unpacked at once where the whole is not known."""
@@ -28,10 +28,14 @@ class BrokenBodyError(BadInputError):
     """The body could not be read to its end, so nothing more can be read from this connection."""
 
 
+class SlowBodyError(SlowError):
+    """The body did not come in time, so nothing more can be read from this connection."""
+
+
 class TooLargeBodyError(TooLargeError):
     """The body was not read to its end, since it is over the bound."""
 
-    def __init__(self, message: str, source: Callable[[int], bytes], bound: int) -> None:
+    def __init__(self, message: str, source: Callable[[int], bytes | memoryview], bound: int) -> None:
         """`source` has the rest of the body; at most `bound` bytes of it are worth reading."""
         super().__init__(message)
         self._source = source
@@ -48,23 +52,30 @@ class TooLargeBodyError(TooLargeError):
                 left -= len(part)
 
 
-CLOSING = (BrokenBodyError, TooLargeBodyError)
+CLOSING = (BrokenBodyError, SlowBodyError, TooLargeBodyError)
 """After these the connection is of no more use."""
 
 
-def read(environ: Mapping[str, Any], limit: int) -> bytes:
+def read(environ: Mapping[str, Any], limit: int) -> bytes | memoryview:
     """Read the body of the request in a WSGI environment, at most `limit` bytes after any decoding.
 
-    Raises `TooLargeError` over the limit and `BadInputError` if the body is not what its headers say.
+    Where the worker has all of it in memory already, that memory is given, without a copy. Raises `TooLargeError` over the limit,
+    `SlowError` for a client that stopped sending, and `BadInputError` if the body is not what its headers say.
     """
     coding = environ.get("HTTP_CONTENT_ENCODING", "").strip().lower()
     if coding not in _CODINGS:
         message = f"Content-Encoding must be gzip, deflate or identity, got {coding[:64]!r}"
         raise BadInputError(message)
     # NOTE: falcon's own streams read a chunked body as an empty one.
-    source = environ["wsgi.input"].read
+    source = environ["wsgi.input"]
+    body: bytes | memoryview
     try:
-        body = _chunked(source, limit) if "HTTP_TRANSFER_ENCODING" in environ else _sized(source, _length(environ), limit)
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            body = _chunked(source.read, limit)
+        else:
+            body = _sized(getattr(source, "take", source.read), _length(environ), limit)
+    except TimeoutError as error:
+        raise SlowBodyError(str(error)) from error
     except _UNREADABLE as error:
         message = "the body could not be read: it ended early, came too slowly or is not chunked as HTTP says"
         raise BrokenBodyError(message) from error
@@ -80,9 +91,9 @@ def _length(environ: Mapping[str, Any]) -> int:
     return int(text)
 
 
-def _sized(source: Callable[[int], bytes], length: int, limit: int) -> bytes:
+def _sized(source: Callable[[int], bytes | memoryview], length: int, limit: int) -> bytes | memoryview:
     if length > limit:
-        raise _too_large(source, f"{length} bytes", limit)
+        raise TooLargeBodyError(too_large(f"{length} bytes", limit), source, 2 * limit)
     body = source(length) if length else b""
     if len(body) == length:
         return body
@@ -101,17 +112,12 @@ def _chunked(source: Callable[[int], bytes], limit: int) -> bytes:
     while part := source(STEP):
         came += len(part)
         if came > limit:
-            raise _too_large(source, f"more than {limit} bytes", limit)
+            raise TooLargeBodyError(too_large(f"more than {limit} bytes", limit), source, 2 * limit)
         parts.append(part)
     return b"".join(parts)
 
 
-def _too_large(source: Callable[[int], bytes], came: str, limit: int) -> TooLargeBodyError:
-    message = f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), got {came}"
-    return TooLargeBodyError(message, source, 2 * limit)
-
-
-def _unpack(body: bytes, coding: str, wbits: int, limit: int) -> bytes:
+def _unpack(body: bytes | memoryview, coding: str, wbits: int, limit: int) -> bytes:
     view, parts, place, size = memoryview(body), [], 0, 0
     for _ in range(MEMBERS):
         decoder = zlib.decompressobj(wbits)

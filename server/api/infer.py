@@ -8,6 +8,7 @@ from typing import Any
 
 import falcon
 
+from server import environ
 from server.api import body, inputs, response
 from server.api.request import parse
 from server.api.response import Wanted
@@ -29,30 +30,33 @@ class Infer:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, name: str, version: str | None = None) -> None:
         """Answer with the model's outputs. Raises `RefusalError` for anything else."""
-        received_ns = time.monotonic_ns()
-        model = None
+        received_ns = req.env.get(environ.RECEIVED) or time.monotonic_ns()
+        served, model = self._served(), None
         try:
-            model = self._served().find(name, version)
+            served.admit(received_ns)
+            model = served.find(name, version)
             self._answer(req, resp, model, received_ns)
         except Exception:
-            self._served().refused(model, received_ns)
+            served.refused(model, received_ns)
             raise
 
     def _answer(self, req: falcon.Request, resp: falcon.Response, model: Model, received_ns: int) -> None:
-        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, self._served().settings.max_body))
-        input_ns = time.monotonic_ns() - received_ns
-        results = self._served().infer(model, tensors, received_ns=received_ns)
+        served = self._served()
+        begun_ns = time.monotonic_ns()
+        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, served.settings.max_body))
+        input_ns = time.monotonic_ns() - begun_ns
+        results = served.infer(model, tensors, received_ns)
         inferred_ns = time.monotonic_ns()
         resp.data, length = response.write(model, given_id, outputs, results)
         if length is not None:
             resp.content_type = "application/octet-stream"
             resp.set_header(HEADER_LENGTH, str(length))
-        self._served().answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
+        served.answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
 
 
-def _read(model: Model, environ: Mapping[str, Any], came: bytes) -> tuple[dict[str, Array], list[Wanted], str | None]:
+def _read(model: Model, env: Mapping[str, Any], came: bytes | memoryview) -> tuple[dict[str, Array], list[Wanted], str | None]:
     """The inputs, the outputs that are wanted, and the request's id."""
-    length = _header_length(environ, len(came))
+    length = _header_length(env, len(came))
     view = memoryview(came)
     if length == 0:
         return inputs.read_lone(model, view), response.everything(model, binary=True), None
@@ -62,8 +66,8 @@ def _read(model: Model, environ: Mapping[str, Any], came: bytes) -> tuple[dict[s
     return inputs.read(model, request, view[end:]), outputs, request.id
 
 
-def _header_length(environ: Mapping[str, Any], size: int) -> int | None:
-    text = environ.get("HTTP_INFERENCE_HEADER_CONTENT_LENGTH")
+def _header_length(env: Mapping[str, Any], size: int) -> int | None:
+    text = env.get(environ.HEADER_LENGTH)
     if text is None:
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= size):  # noqa: PLR2004 - what 64 bits hold

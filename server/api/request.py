@@ -87,10 +87,10 @@ def parse(text: bytes | memoryview) -> Request:
         raise BadInputError(explain("the request", error)) from error
 
 
-def parse_index(text: bytes) -> IndexRequest:
+def parse_index(text: bytes | memoryview) -> IndexRequest:
     """Read what is asked of the index, where nothing asks for everything; raise `BadInputError` saying what is wrong."""
     try:
-        return _index.decode(text) if text.strip() else IndexRequest()
+        return _index.decode(text) if bytes(text).strip() else IndexRequest()
     except INVALID as error:
         raise BadInputError(explain("the request", error)) from error
 

@@ -53,6 +53,8 @@ class Session(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    overlaps: bool
+    """Whether another device does the work, so that the processor may read and decode meanwhile."""
 
     def enter(self, threads: int) -> None:
         """Begin to run it in this process, on `threads` threads; called once in each, before its first run there."""

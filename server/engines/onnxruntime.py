@@ -51,6 +51,7 @@ class OnnxSession:
         self.names = [spec.name for spec in self.outputs]
         datatypes = {spec.datatype for spec in (*self.inputs, *self.outputs)}
         self.bfloat16 = "BF16" in datatypes
+        self.overlaps = False
         if datatypes >= {"BF16", "BYTES"}:
             message = f"{path}: has tensors of BF16 and of BYTES, which onnxruntime does not run in one model from Python"
             raise ConfigurationError(message)

@@ -66,6 +66,7 @@ class TorchSession:
         self.inputs = inputs
         self.outputs = outputs
         self.positional = positional
+        self.overlaps = False
         self.bounds = bounds or {}
         if source.precision in HALVES:
             module.to(HALVES[source.precision])

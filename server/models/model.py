@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from server.engines.engine import Session
 from server.exits import ConfigurationError
@@ -24,13 +27,18 @@ from server.tensors import Array, Tensors, TensorSpec
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is ready for the engine: its inputs in a declared shape, and what they were before padding."""
+    """A request, or a part of one, that is ready for the engine but for its padding."""
 
     inputs: Tensors
     shape: Shape
-    """The shape that runs."""
+    """The shape that it runs in where it runs alone."""
     came: Shape
-    """The shape that was asked for."""
+    """The shape that it has."""
+
+    @property
+    def rest(self) -> Shape:
+        """The shape that it runs in without its rows: what is equal there may run in one batch."""
+        return self.shape[1:]
 
 
 @dataclass
@@ -102,8 +110,13 @@ class Model:
         """Every shape that is warmed before this model is served."""
         return self.plan.shapes(self.remembered)
 
-    def prepare(self, inputs: Tensors) -> Prepared:
-        """Turn what a client sent into what the engine runs.
+    @cached_property
+    def mixes(self) -> bool:
+        """Whether rows of several requests may run in one batch: they are independent, and every other axis is declared."""
+        return self.plan.batched and self.batched and all(axis in self.plan.lengths for axis in self.plan.axes)
+
+    def prepare(self, inputs: Tensors) -> Iterator[Prepared]:
+        """Turn what a client sent into what the engine runs, in parts where it has more rows than the largest batch.
 
         Raises `BadInputError` for inputs that the operator's Python refuses (a `ValueError` of its own) or that fit no shape, and
         `ModelFailedError` if that Python gives the engine something else than it takes.
@@ -117,28 +130,52 @@ class Model:
                     raise  # a library's text is not meant for clients, and may be about anything
                 raise BadInputError(str(error)) from error
             _expect(self.taken, made, "preprocess")
-        if self.text:
-            made = {**made, **self.text.encode(made[self.text.name], self.plan.inputs)}
-        came = self.plan.measure(made)
-        shape = self.plan.fit(came, exact=not self.batched)
-        return Prepared(self.plan.pad(made, shape), shape, came)
+        for part in self._parts(made):
+            ready = part
+            if self.text:
+                ready = {**part, **self.text.encode(part[self.text.name], self.plan.inputs)}
+            came = self.plan.measure(ready)
+            yield Prepared(ready, self.plan.fit(came, exact=not self.batched), came)
 
-    def run(self, prepared: Prepared) -> dict[str, Array]:
-        """Run the engine, in the shape that was prepared."""
-        return self.session.run(prepared.inputs)
+    def _parts(self, made: Tensors) -> Iterator[Tensors]:
+        """`made`, or slices of it with as many rows as the largest batch, where it has more."""
+        batched = [spec.name for spec in self.taken if spec.axes and spec.axes[0] == BATCH] if self.mixes else []
+        most = self.plan.lengths[BATCH][-1] if batched else 0
+        rows = [len(made[name]) for name in batched]
+        # Inputs that differ in rows are refused as a whole.
+        if not batched or max(rows) <= most or min(rows) < max(rows):
+            yield made
+            return
+        for start in range(0, rows[0], most):
+            yield {name: made[name][start : start + most] if name in batched else made[name] for name in made}
 
-    def finish(self, prepared: Prepared, outputs: Tensors, inputs: Tensors) -> dict[str, Array]:
-        """Turn what the engine gave into what the client gets; raise `ModelFailedError` if it is not what was declared."""
-        made = self.plan.cut(outputs, prepared.came)
+    def run(self, parts: Sequence[Prepared], shape: Shape) -> dict[str, Array]:
+        """Run the engine once, in `shape`, on the rows of all `parts`."""
+        return self.session.run(self.plan.stack([part.inputs for part in parts], shape))
+
+    def share(self, outputs: Tensors, parts: Sequence[Prepared]) -> list[dict[str, Array]]:
+        """What of `outputs` is each part's."""
+        if len(parts) == 1:
+            return [self.plan.cut(outputs, parts[0].came)]
+        starts = itertools.accumulate((part.came[0] for part in parts), initial=0)
+        return [self.plan.cut(outputs, part.came, start) for part, start in zip(parts, starts, strict=False)]
+
+    def finish(self, made: Sequence[tuple[Prepared, Tensors]], inputs: Tensors) -> dict[str, Array]:
+        """Turn what each part got into what the client gets; raise `ModelFailedError` if it is not what was declared."""
+        outputs, came = made[0][1], made[0][0].came
+        if len(made) > 1:
+            outputs = {spec.name: _join([part[spec.name] for _, part in made]) for spec in self.plan.outputs}
+            came = (sum(part.came[0] for part, _ in made), *map(max, zip(*(part.came[1:] for part, _ in made), strict=True)))
+        result = dict(outputs)
         if self.python.postprocess:
-            made = self.python.postprocess(made, dict(inputs))
-            _expect(self.outputs, made, "postprocess")
+            result = self.python.postprocess(result, dict(inputs))
+            _expect(self.outputs, result, "postprocess")
         for spec in self.outputs:
-            if spec.name not in made or not self.fits(spec, made[spec.name].shape, prepared.came):
-                came = list(made[spec.name].shape) if spec.name in made else "nothing"
-                message = f"output {spec.name!r} must have shape {list(spec.shape)}, has {came}"
+            if spec.name not in result or not self.fits(spec, result[spec.name].shape, came):
+                given = list(result[spec.name].shape) if spec.name in result else "nothing"
+                message = f"output {spec.name!r} must have shape {list(spec.shape)}, has {given}"
                 raise ModelFailedError(message)
-        return made
+        return result
 
     def fits(self, spec: TensorSpec, shape: tuple[int, ...], came: Shape) -> bool:
         """Whether an output of `shape` is what `spec` says, for inputs in the shape `came`."""
@@ -169,8 +206,21 @@ class Model:
 
     def infer(self, inputs: Tensors) -> dict[str, Array]:
         """The whole way, from what a client sends to what it gets."""
-        prepared = self.prepare(inputs)
-        return self.finish(prepared, self.run(prepared), inputs)
+        made = [(part, self.share(self.run([part], part.shape), [part])[0]) for part in self.prepare(inputs)]
+        return self.finish(made, inputs)
+
+
+def _join(parts: list[Array]) -> Array:
+    """The rows of all parts; of texts those of one part may be longer than another's, the rest is zeros then."""
+    shape = tuple(max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True))
+    if all(part.shape[1:] == shape for part in parts):
+        return np.concatenate(parts)
+    joined = np.zeros((sum(map(len, parts)), *shape), parts[0].dtype)
+    start = 0
+    for part in parts:
+        joined[(slice(start, start + len(part)), *map(slice, part.shape[1:]))] = part
+        start += len(part)
+    return joined
 
 
 def _raised_in(error: Exception, path: Path | None) -> bool:

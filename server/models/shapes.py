@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,26 +94,45 @@ class Plan:
         """`shape` in words, for the log."""
         return ", ".join(f"{axis}={length}" for axis, length in zip(self.axes, shape, strict=True)) or "its one shape"
 
-    def pad(self, inputs: Tensors, target: Shape) -> dict[str, Array]:
-        """Inputs of `target`, the new places filled up. Inputs that have it already are passed on as they are."""
-        lengths = dict(zip(self.axes, target, strict=True))
-        return {spec.name: _grow(inputs[spec.name], spec, lengths, self.fills.get(spec.name, 0)) for spec in self.inputs}
+    def stack(self, parts: Sequence[Tensors], target: Shape) -> dict[str, Array]:
+        """Inputs of `target`: the rows of `parts` one after another, the places that are left filled up.
 
-    def cut(self, outputs: Tensors, shape: Shape) -> dict[str, Array]:
-        """Outputs without what padding added."""
-        lengths = dict(zip(self.axes, shape, strict=True))
+        One part that has the shape already is passed on as it is.
+        """
+        lengths = dict(zip(self.axes, target, strict=True))
         return {
-            spec.name: outputs[spec.name][tuple(slice(lengths.get(axis) if axis else None) for axis in spec.axes)]
-            for spec in self.outputs
+            spec.name: _stack([part[spec.name] for part in parts], spec, lengths, self.fills.get(spec.name, 0))
+            for spec in self.inputs
         }
 
+    def cut(self, outputs: Tensors, shape: Shape, start: int = 0) -> dict[str, Array]:
+        """Outputs without what padding added: of a batch the rows from `start` on, as many as `shape` has."""
+        lengths = dict(zip(self.axes, shape, strict=True))
+        made = {}
+        for spec in self.outputs:
+            places = [slice(lengths.get(axis) if axis else None) for axis in spec.axes]
+            if start:
+                places[0] = slice(start, start + shape[0])
+            made[spec.name] = outputs[spec.name][tuple(places)]
+        return made
 
-def _grow(array: Array, spec: TensorSpec, lengths: Mapping[str, int], fill: int) -> Array:
-    target = tuple(lengths[axis] if axis else length for axis, length in zip(spec.axes, array.shape, strict=True))
-    if array.shape == target:
-        return array
-    grown = np.full(target, b"" if array.dtype == object else fill, array.dtype)
-    grown[tuple(slice(length) for length in array.shape)] = array
+
+def _stack(arrays: list[Array], spec: TensorSpec, lengths: Mapping[str, int], fill: int) -> Array:
+    first = arrays[0]
+    target = tuple(lengths[axis] if axis else length for axis, length in zip(spec.axes, first.shape, strict=True))
+    if first.shape == target:
+        return first
+    empty = b"" if first.dtype == object else fill
+    rest = target[1:]
+    if len(arrays) > 1 and all(array.shape[1:] == rest for array in arrays):
+        left = target[0] - sum(map(len, arrays))
+        return np.concatenate([*arrays, np.full((left, *rest), empty, first.dtype)] if left else arrays)
+    grown = np.full(target, empty, first.dtype)
+    start = 0
+    for array in arrays:
+        rows = grown[start : start + len(array)] if len(arrays) > 1 else grown
+        rows[tuple(slice(length) for length in array.shape)] = array
+        start += len(array) if array.ndim else 0
     return grown
 
 

@@ -105,7 +105,7 @@ def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
     """A run of one shape the whole way, on inputs that are made beforehand."""
     inputs = samples.inputs(model, shape)
     with _blamed(where):
-        prepared = model.prepare(inputs)
+        prepared = next(model.prepare(inputs))
     # The operator's Python may turn any input into one shape; those that are declared must run all the same.
     meant = shape in model.remembered or all(axis in model.plan.lengths for axis in model.plan.axes)
     own = Prepared(samples.own(model, shape), shape, shape) if meant and prepared.shape != shape else None
@@ -114,7 +114,7 @@ def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
         check(model, prepared.came, infer(model, inputs, where), where)
         if own:
             with _blamed(where):
-                model.run(own)
+                model.run([own], shape)
 
     return run
 

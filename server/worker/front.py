@@ -1,0 +1,206 @@
+"""What all connections of a worker share: the app, its limits, who is open, who is next."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import time
+from collections import deque
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+from wsgiref.types import WSGIApplication
+
+from server.serving import Serving
+from server.worker.batcher import Batcher
+from server.worker.connection import Connection, State
+from server.worker.error_page import ErrorPage, refusal
+from server.worker.head import Environ, Heads
+from server.worker.loop import Loop
+from server.worker.reply import Reply
+from server.worker.share import surplus
+from server.worker.tasks import Tasks
+
+BODIES = 4
+"""How many of the largest bodies may be held in memory at once; smaller ones as many as are as large together."""
+GATHER = 16
+"""How often the loop looks for more to read before it runs a batch, at most: reading must not keep a batch from running."""
+QUIET_SECONDS = 1.0
+"""How long a worker that leaves keeps a connection on which nothing comes: a client with a pool may be about to use it."""
+
+
+class Front:
+    """The connections of one worker and the loop that serves them."""
+
+    def __init__(self, worker: Any, loop: Loop, tasks: Tasks, batcher: Batcher, serving: Serving) -> None:
+        """Serve the app of gunicorn's `worker`."""
+        self.worker = worker
+        self.cfg = worker.cfg
+        self.log = worker.log
+        self.app: WSGIApplication = worker.wsgi
+        self.loop = loop
+        self.tasks = tasks
+        self.batcher = batcher
+        self.serving = serving
+        self.heads = Heads(self.cfg)
+        self.keepalive: float = self.cfg.keepalive
+        self.max_body = serving.settings.max_body
+        self.patience = serving.settings.request_timeout
+        self.most_held = BODIES * self.max_body
+        self.held = 0
+        """Bytes of bodies and of unsent answers, all connections together."""
+        self.connections: dict[int, Connection] = {}
+        """By descriptor."""
+        self.listeners: list[socket.socket] = []
+        self.listening = False
+        self.soon: deque[Connection] = deque()
+        """Those that have a next request, and nobody who will tell them."""
+        self.surplus = 0
+        """How many connections are to be closed, since other workers should have them."""
+        self.leaving = False
+        self.left = 0.0
+        """Since when."""
+        self.now = time.monotonic()
+
+    # --- listening ---------------------------------------------------------------------------------------------------
+
+    def listen(self, listeners: list[socket.socket]) -> None:
+        """Accept from `listeners`, one connection a turn of each, so that workers with less to do get their share."""
+        self.listeners = listeners
+        for listener in listeners:
+            listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._listen(on=True)
+
+    def _listen(self, *, on: bool) -> None:
+        for listener in self.listeners if on != self.listening else []:
+            if on:
+                self.loop.add(listener.fileno(), partial(self._accept, listener))
+            else:
+                self.loop.remove(listener.fileno())
+        self.listening = on
+
+    def _accept(self, listener: socket.socket, _event: int = select.EPOLLIN) -> bool:
+        """Take one connection; whether there was one."""
+        if len(self.connections) >= self.cfg.worker_connections and not self._make_room():
+            self._listen(on=False)  # until the next tick
+            return False
+        try:
+            sock, client = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                raise
+            self.log.warning("A connection could not be accepted: %s", error)
+            self._make_room()
+            self._listen(on=False)
+            return False
+        self.open(sock, client, listener.getsockname())
+        return True
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, if one is."""
+        idle = [each for each in self.connections.values() if each.idle]
+        for connection in sorted(idle, key=lambda each: each.deadline)[:1]:
+            connection.close()
+        return bool(idle)
+
+    def open(self, sock: socket.socket, client: Any, server: Any) -> Connection:
+        """Serve a connection from now on."""
+        sock.setblocking(False)  # noqa: FBT003 - as above
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(self, sock, client, server)
+        self.connections[sock.fileno()] = connection
+        return connection
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is about to be closed."""
+        descriptor = connection.sock.fileno()
+        self.loop.remove(descriptor)
+        del self.connections[descriptor]
+
+    # --- serving -----------------------------------------------------------------------------------------------------
+
+    def turn(self, timeout: float) -> None:
+        """Read all that is readable, then run one batch. Waits for at most `timeout` seconds if there is nothing to do."""
+        batcher = self.batcher
+        self.loop.turn(0 if batcher.ready or self.soon else timeout)
+        self.now = time.monotonic()
+        self._advance()
+        for _ in range(GATHER):
+            if not batcher.ready or batcher.full or not self.loop.turn(0):
+                break
+            self._advance()
+        batcher.turn()
+        self._advance()
+
+    def _advance(self) -> None:
+        while self.soon:
+            self.soon.popleft().advance()
+
+    def tick(self) -> None:
+        """What is done a few times a second: deadlines, a look at the page, whether there is room again."""
+        self.now = time.monotonic()
+        for connection in list(self.connections.values()):
+            if connection.deadline < self.now:
+                connection.expire()
+            elif self.leaving and connection.idle and self.now - self.left > QUIET_SECONDS:
+                connection.quit()
+        board, slot = self.serving.board, self.serving.slot
+        board.slots["waiting"][slot] = self.batcher.waiting
+        self.surplus = surplus(board, slot, len(self.connections))
+        if not self.leaving:
+            self._listen(on=True)
+
+    def leave(self) -> None:
+        """Take no new connections, but those that already wait if nobody else will; close each after its next answer."""
+        if self.leaving:
+            return
+        for listener in self.listeners if self.serving.stopping else []:
+            while self._accept(listener):
+                pass
+        self._listen(on=False)
+        self.leaving = True
+        self.left = time.monotonic()
+
+    def count_request(self) -> None:
+        """One more request; gunicorn's `max_requests` may want this worker to leave."""
+        self.worker.count_request()
+
+    def refused(self, received_ns: int) -> None:
+        """Count a request that the app never saw."""
+        self.serving.refused(None, received_ns)
+
+    # --- what gunicorn writes ------------------------------------------------------------------------------------------
+
+    def log_access(self, reply: Reply, environ: Environ, received_ns: int) -> None:
+        """gunicorn's access log, if one is wanted."""
+        if self.log.access_log_enabled:
+            fields = [(key[5:].replace("_", "-"), value) for key, value in environ.items() if key.startswith("HTTP_")]
+            took = timedelta(microseconds=(time.monotonic_ns() - received_ns) // 1000)
+            self.log.access(reply, SimpleNamespace(headers=fields), environ, took)
+
+    def error_page(self, request: Any, client: Any, error: BaseException) -> bytes:
+        """gunicorn's answer to what it could not parse, as JSON."""
+        page = ErrorPage()
+        self.worker.handle_error(request, cast("socket.socket", page), client, error)
+        self.refused(time.monotonic_ns())
+        return page.as_json()
+
+    def answer_late(self) -> None:
+        """Answer 504 to all who wait, from another thread than the loop's, which hangs: the process ends next."""
+        answer = refusal(504, f"not answered within {self.patience:g} s (WARMFORK_REQUEST_TIMEOUT)")
+        for connection in list(self.connections.values()):
+            with suppress(OSError):
+                if connection.state is State.HEAD and not select.select([connection.sock], [], [], 0)[0]:
+                    continue  # asks for nothing
+                if connection.state in (State.HEAD, State.BODY, State.BUSY) and not connection.speaking:
+                    connection.sock.send(answer)
+                connection.sock.shutdown(socket.SHUT_WR)
+                # What is unread when a socket is closed turns into a reset, which may overtake the answer.
+                while connection.sock.recv(1 << 16):
+                    pass

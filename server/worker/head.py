@@ -1,0 +1,137 @@
+"""Plain heads of requests, read at once; whatever is not plain is left to gunicorn's own `Request`.
+
+The rules are gunicorn's: its C parser with its limits, and the header policy of `gunicorn.http.message`. What that policy has
+something to say about (transfer codings, underscores, odd targets and methods, HTTP/1.0, repeated fields) is not plain. So
+there is nothing here that could be read differently there, and a test runs both over the same heads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gunicorn.config import Config
+from gunicorn.http.message import HeaderPolicy, Request
+from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.wsgi import base_environ
+from gunicorn_h1c import IncompleteError, parse_request_fast
+
+Environ = dict[str, Any]
+
+_METHODS = {b"GET": "GET", b"POST": "POST"}
+_TARGET = re.compile(rb"(/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*))?")
+_DIGITS = re.compile(r"[0-9]{1,15}")
+_UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
+_NAMES = 256
+"""How many spellings of field names are remembered: those that clients use, not those that somebody makes up."""
+
+
+@dataclass(slots=True)
+class Head:
+    """A plain head."""
+
+    environ: Environ
+    """All but `wsgi.input`."""
+    size: int
+    """Bytes of the head."""
+    length: int
+    """Bytes of the body."""
+    closes: bool
+    """Whether the client wants the connection closed after the answer."""
+    expects: bool
+    """Whether the client waits for `100 Continue` before it sends the body."""
+
+
+class Heads:
+    """Reads heads under the settings of one gunicorn."""
+
+    def __init__(self, cfg: Config) -> None:
+        """Take over gunicorn's limits; they are read off a request of its own."""
+        sample: Any = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("", 0))
+        self.cfg = cfg
+        self.limits = {
+            "limit_request_line": sample._fast_limit_request_line,  # noqa: SLF001 - the number as gunicorn hands it to the C parser
+            "limit_request_fields": sample.limit_request_fields,
+            "limit_request_field_size": sample.limit_request_field_size,
+        }
+        self.most: int = sample.max_buffer_headers + self.limits["limit_request_line"]
+        """Bytes after which gunicorn gives up on a head that has no end."""
+        # An app that is mounted below a path, or rules that the C parser has not, are gunicorn's to handle.
+        loose = cfg.permit_unconventional_http_method or cfg.permit_unconventional_http_version or cfg.casefold_http_method
+        self.plain: bool = sample._use_fast and not loose and "SCRIPT_NAME" not in os.environ  # noqa: SLF001 - as above
+        self.keys: dict[bytes, str] = {}
+        self.base: Environ = {**base_environ(cfg), "wsgi.multithread": True, "wsgi.url_scheme": "http", "SCRIPT_NAME": ""}
+
+    def begin(self, client: Any, server: Any) -> tuple[Environ, Mapping[str, str]]:
+        """What is the same for all requests of a connection: the environ to begin with, and its trusted scheme headers."""
+        policy: Any = HeaderPolicy()
+        policy.cfg, policy.peer_addr = self.cfg, client
+        schemes, forwarders = policy._peer_trusted_for_forwarded()  # noqa: SLF001 - gunicorn's own rule, not a second one
+        environ = {**self.base, "SERVER_PROTOCOL": "HTTP/1.1"}
+        if not isinstance(client, tuple) or not isinstance(server, tuple) or forwarders:
+            return {}, {}
+        environ |= {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1])}
+        environ |= {"SERVER_NAME": server[0], "SERVER_PORT": str(server[1])}
+        return environ, {_key(name): value for name, value in schemes.items()}
+
+    def read(self, data: bytes, seen: int, environ: Environ, schemes: Mapping[str, str]) -> Head | None:
+        """Read the head at the start of `data`, of which `seen` bytes were tried before; None if it is not plain.
+
+        Raises `IncompleteError` if it has no end yet.
+        """
+        if not self.plain or not environ:
+            return None
+        try:
+            request = parse_request_fast(data, seen, **self.limits)
+        except IncompleteError:
+            if len(data) > self.most:
+                return None
+            raise
+        except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
+            return None
+        target = _TARGET.fullmatch(request.path)
+        method = _METHODS.get(request.method)
+        if target is None or method is None or request.minor_version != 1 or data.startswith(b"\r\n"):
+            return None
+        environ = environ.copy()
+        environ["REQUEST_METHOD"] = method
+        environ["RAW_URI"] = request.path.decode("latin-1")
+        environ["PATH_INFO"] = target[1].decode("latin-1")
+        environ["QUERY_STRING"] = (target[2] or b"").decode("latin-1")
+        for name, value in request.headers:
+            key = self.keys.get(name) or self._learn(name)
+            if not key or key in environ:
+                return None
+            environ[key] = value.decode("latin-1")
+        return self._framed(request.consumed, environ, schemes)
+
+    def _framed(self, size: int, environ: Environ, schemes: Mapping[str, str]) -> Head | None:
+        text = environ.get("CONTENT_LENGTH", "0")
+        if not _DIGITS.fullmatch(text):
+            return None
+        expects = "HTTP_EXPECT" in environ
+        if expects and environ["HTTP_EXPECT"].lower() != "100-continue":
+            return None
+        said = [key for key in schemes if key in environ]
+        if len(said) > 1:
+            return None
+        if said:
+            environ["wsgi.url_scheme"] = "https" if environ[said[0]] == schemes[said[0]] else "http"
+        closes = environ.get("HTTP_CONNECTION", "").lower().strip(" \t") == "close"
+        return Head(environ, size, int(text), closes, expects)
+
+    def _learn(self, name: bytes) -> str:
+        """The environ's key for a field; empty if the field is not plain."""
+        text = name.decode("latin-1").upper()
+        key = "" if "_" in text or text in _UNPLAIN else _key(text)
+        if len(self.keys) < _NAMES:
+            self.keys[name] = key
+        return key
+
+
+def _key(name: str) -> str:
+    key = name.replace("-", "_")
+    return key if name in ("CONTENT-TYPE", "CONTENT-LENGTH") else f"HTTP_{key}"

@@ -1,0 +1,93 @@
+"""Requests that are not plain: gunicorn's own parser and response, waiting in a task instead of blocking a thread."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.http import wsgi
+from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import Unreader
+
+from server.environ import RECEIVED
+from server.refusals import AbandonedError, RefusalError, SlowError
+
+if TYPE_CHECKING:
+    from server.worker.connection import Connection
+    from server.worker.front import Front
+
+_LEFT = 64
+"""KiB of a body that nobody read, which are read to reach the next request; gunicorn reads as much."""
+
+
+class _Source(Unreader):
+    """What gunicorn reads from: it waits for the client, and lets others be served meanwhile."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self.connection = connection
+
+    def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's signature
+        return self.connection.more()
+
+
+def answer(connection: Connection, front: Front) -> None:
+    """Read and answer one request of `connection`, in a task."""
+    source = _Source(connection)
+    request: Any = None
+    try:
+        request = Request(front.cfg, source, connection.client)
+        closes = _answer(request, connection, front)
+    except (AbandonedError, NoMoreData, StopIteration):  # gone, or gone before it had said all
+        connection.close()
+    except TimeoutError as error:
+        connection.refuse(SlowError(str(error)))
+    except RefusalError as error:
+        connection.refuse(error)
+    except ParseException as error:
+        connection.send(front.error_page(request, connection.client, error))
+        connection.finish(closes=True)
+    else:
+        if not closes:
+            connection.ahead = source.take_buffered() + connection.ahead
+        connection.finish(closes=closes)
+
+
+def _answer(request: Any, connection: Connection, front: Front) -> bool:
+    """Run the app on `request`; whether the connection is to be closed."""
+    begun = datetime.now()  # noqa: DTZ005 - gunicorn's access log takes the difference
+    front.cfg.pre_request(front.worker, request)
+    sock: Any = connection
+    made: Any = wsgi.create(request, sock, connection.client, connection.server, front.cfg)
+    response, environ = made
+    environ["wsgi.multithread"] = True
+    environ[RECEIVED] = time.monotonic_ns()
+    if connection.closing(wanted=False):
+        response.force_close()
+    try:
+        result = front.app(environ, response.start_response)
+        try:
+            for item in result:
+                response.write(item)
+            response.close()
+        finally:
+            front.log.access(response, request, environ, datetime.now() - begun)  # noqa: DTZ005 - as above
+            if hasattr(result, "close"):
+                result.close()
+    except (AbandonedError, OSError, ParseException):
+        raise
+    except BaseException:  # whatever an app raises, the others are served on
+        front.log.exception("Error handling request %s %s", request.method, request.uri)
+        if not response.headers_sent:
+            connection.send(front.error_page(request, connection.client, RuntimeError()))
+        return True
+    finally:
+        front.cfg.post_request(front.worker, request, environ, response)
+    return response.should_close() or request.body.failed or not _drained(request.body)
+
+
+def _drained(body: Any) -> bool:
+    """Whether the rest of a body could be read, so that what follows is the next request."""
+    return any(not body.read(1024) for _ in range(_LEFT))
