@@ -69,9 +69,9 @@ class Heads:
         """What is the same for all requests of a connection: the environ to begin with, and its trusted scheme headers."""
         policy: Any = HeaderPolicy()
         policy.cfg, policy.peer_addr = self.cfg, client
-        schemes, forwarders = policy._peer_trusted_for_forwarded()  # noqa: SLF001 - gunicorn's own rule, not a second one
+        schemes, _ = policy._peer_trusted_for_forwarded()  # noqa: SLF001 - gunicorn's own rule, not a second one
         environ = {**self.base, "SERVER_PROTOCOL": "HTTP/1.1"}
-        if not isinstance(client, tuple) or not isinstance(server, tuple) or forwarders:
+        if not isinstance(client, tuple) or not isinstance(server, tuple):
             return {}, {}
         environ |= {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1])}
         environ |= {"SERVER_NAME": server[0], "SERVER_PORT": str(server[1])}
