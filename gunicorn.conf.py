@@ -11,6 +11,7 @@ bind = _settings.bind
 workers = _settings.workers + _settings.standby
 worker_class = "server.worker.batching.BatchingWorker"
 wsgi_app = "server.api.app:application"
+http_parser = "python"  # the C parser takes lines that end in LF alone; our worker uses it where that is looked at
 proc_name = "warmfork"
 
 worker_connections = 1000

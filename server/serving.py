@@ -99,11 +99,8 @@ class Serving:
         if self.board.state(self.slot) is State.ACTIVE:
             self.board.renew(self.slot, now_ms() + int(seconds * 1000))
 
-    def admit(self, received_ns: int) -> None:
-        """Raise `BusyError` for a request that would have to wait behind too many, or came after the server began to stop."""
-        if self.stopping and received_ns > self.board.get("phase_since_ns"):
-            message = "the server is going away"
-            raise BusyError(message)
+    def admit(self) -> None:
+        """Raise `BusyError` for a request that would have to wait behind too many."""
         self.line.admit()
 
     def execute(self, model: Model, parts: Sequence[Prepared], shape: Shape, queue_ns: int) -> list[dict[str, Array]]:

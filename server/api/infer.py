@@ -33,7 +33,7 @@ class Infer:
         received_ns = req.env.get(environ.RECEIVED) or time.monotonic_ns()
         served, model = self._served(), None
         try:
-            served.admit(received_ns)
+            served.admit()
             model = served.find(name, version)
             self._answer(req, resp, model, received_ns)
         except Exception:

@@ -22,6 +22,9 @@ from server.worker.assistant import Assistants
 from server.worker.tasks import Tasks
 from server.worker.watchdog import Watchdog
 
+DISPATCH_MS = 0.1
+"""What a batch costs besides its run. Differences below it, where all sizes of a quick model take nothing, mean nothing."""
+
 SteadyMs = Callable[[Model, Shape], float]
 Answers = list["dict[str, Array] | BaseException"]
 
@@ -195,7 +198,7 @@ class Batcher:
         able = [(size, ms) for size, ms in rates if size >= first.rows]
         if not all(ms for _, ms in able):
             return next((size for size, _ in reversed(able) if size >= rows), able[0][0])
-        return max(able, key=lambda each: min(each[0], rows) / each[1])[0]
+        return max(able, key=lambda each: min(each[0], rows) / (each[1] + DISPATCH_MS))[0]
 
     def _smallest(self, queue: Queue, jobs: Sequence[Job]) -> Shape:
         """The smallest declared shape that holds `jobs`."""

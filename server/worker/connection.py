@@ -72,6 +72,7 @@ class Connection:
         "events",
         "front",
         "head",
+        "latest",
         "out",
         "parked",
         "received_ns",
@@ -101,6 +102,8 @@ class Connection:
         self.arriving: Arriving | None = None
         self.reply: Reply | None = None
         self.received_ns = 0
+        self.latest = FOREVER
+        """When the head or the body at hand must be there."""
         self.reserved = 0
         """Bytes of bodies and answers that this connection holds."""
         self.task: greenlet | None = None
@@ -223,6 +226,7 @@ class Connection:
         text = head.environ.get(HEADER_LENGTH, "")[:9]
         self.arriving = Arriving(head.length, int(text) if text.isascii() and text.isdigit() else 0)
         self.arriving.put(data)
+        self.latest = self.front.now + self.front.patience
         self.state = State.BODY
         self._expect_more()
         if head.expects and not data:
@@ -231,8 +235,7 @@ class Connection:
             self._begin(self.arriving.content())
 
     def _expect_more(self) -> None:
-        latest = self.received_ns / 1e9 + self.front.patience
-        self.deadline = min(self.front.now + SILENT_SECONDS, latest)
+        self.deadline = min(self.front.now + SILENT_SECONDS, self.latest)
 
     def _begin(self, content: Content) -> None:
         assert self.head  # noqa: S101 - a plain request has one
@@ -293,6 +296,7 @@ class Connection:
     def _answer_unusual(self) -> None:
         self.head = self.reply = None
         self.task = getcurrent()
+        self.latest = self.front.now + HEAD_SECONDS
         unusual.answer(self, self.front)
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gunicorn.config import Config
+from gunicorn.config import Config, PostRequest, PreRequest
 from gunicorn.http.message import HeaderPolicy, Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import base_environ
@@ -51,17 +51,19 @@ class Heads:
     def __init__(self, cfg: Config) -> None:
         """Take over gunicorn's limits; they are read off a request of its own."""
         sample: Any = Request(cfg, IterUnreader([b"GET / HTTP/1.1\r\n\r\n"]), ("", 0))
+        line = sample.limit_request_line or sample._fast_limit_request_line  # noqa: SLF001 - where there is no limit
         self.cfg = cfg
         self.limits = {
-            "limit_request_line": sample._fast_limit_request_line,  # noqa: SLF001 - the number as gunicorn hands it to the C parser
+            "limit_request_line": line,
             "limit_request_fields": sample.limit_request_fields,
             "limit_request_field_size": sample.limit_request_field_size,
         }
-        self.most: int = sample.max_buffer_headers + self.limits["limit_request_line"]
-        """Bytes after which gunicorn gives up on a head that has no end."""
-        # An app that is mounted below a path, or rules that the C parser has not, are gunicorn's to handle.
+        self.most: int = line
+        """Bytes of a head that has no end yet after which gunicorn is asked: the C parser would wait for ever."""
+        # An app that is mounted below a path, hooks for each request, rules that the C parser has not: all gunicorn's to handle.
+        hooked = cfg.pre_request is not PreRequest.default or cfg.post_request is not PostRequest.default
         loose = cfg.permit_unconventional_http_method or cfg.permit_unconventional_http_version or cfg.casefold_http_method
-        self.plain: bool = sample._use_fast and not loose and "SCRIPT_NAME" not in os.environ  # noqa: SLF001 - as above
+        self.plain = not loose and not hooked and "SCRIPT_NAME" not in os.environ
         self.keys: dict[bytes, str] = {}
         self.base: Environ = {**base_environ(cfg), "wsgi.multithread": True, "wsgi.url_scheme": "http", "SCRIPT_NAME": ""}
 
@@ -87,14 +89,17 @@ class Heads:
         try:
             request = parse_request_fast(data, seen, **self.limits)
         except IncompleteError:
-            if len(data) > self.most:
+            if len(data) > self.most or data.count(b"\n") != data.count(b"\r\n"):
                 return None
             raise
         except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
             return None
         target = _TARGET.fullmatch(request.path)
         method = _METHODS.get(request.method)
-        if target is None or method is None or request.minor_version != 1 or data.startswith(b"\r\n"):
+        # The C parser takes empty lines before the request, several spaces in its line, and lines that end in LF alone.
+        strict = data.startswith(b"%b %b HTTP/1.1\r\n" % (request.method, request.path))
+        lines = data.count(b"\r\n", 0, request.consumed)
+        if target is None or method is None or not strict or lines != request.header_count + 2:
             return None
         environ = environ.copy()
         environ["REQUEST_METHOD"] = method
@@ -126,7 +131,7 @@ class Heads:
     def _learn(self, name: bytes) -> str:
         """The environ's key for a field; empty if the field is not plain."""
         text = name.decode("latin-1").upper()
-        key = "" if "_" in text or text in _UNPLAIN else _key(text)
+        key = "" if not text or "_" in text or text in _UNPLAIN else _key(text)
         if len(self.keys) < _NAMES:
             self.keys[name] = key
         return key

@@ -52,6 +52,7 @@ class Reply:
         if not STATUS_RE.fullmatch(status):
             message = f"Invalid status {status!r}"
             raise ValueError(message)
+        self.closes = self.closes or ends(headers)
         self.status = status
         self.headers = []
         self.length = None
@@ -117,6 +118,11 @@ class Reply:
         data = data[: (self.length or 0) - self.sent]
         self.sent += len(data)
         return data
+
+
+def ends(headers: Sequence[tuple[str, str]]) -> bool:
+    """Whether an app wants the connection closed after its answer."""
+    return any(name.lower() == "connection" and value.lower() == "close" for name, value in headers)
 
 
 def _learn(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.http import wsgi
@@ -13,6 +14,7 @@ from gunicorn.http.unreader import Unreader
 
 from server.environ import RECEIVED
 from server.refusals import AbandonedError, RefusalError, SlowError
+from server.worker.reply import ends
 
 if TYPE_CHECKING:
     from server.worker.connection import Connection
@@ -39,6 +41,7 @@ def answer(connection: Connection, front: Front) -> None:
     request: Any = None
     try:
         request = Request(front.cfg, source, connection.client)
+        connection.latest = time.monotonic() + front.patience
         closes = _answer(request, connection, front)
     except (AbandonedError, NoMoreData, StopIteration):  # gone, or gone before it had said all
         connection.close()
@@ -67,7 +70,7 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
     if connection.closing(wanted=False):
         response.force_close()
     try:
-        result = front.app(environ, response.start_response)
+        result = front.app(environ, partial(_start, response))
         try:
             for item in result:
                 response.write(item)
@@ -86,6 +89,13 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
     finally:
         front.cfg.post_request(front.worker, request, environ, response)
     return response.should_close() or request.body.failed or not _drained(request.body)
+
+
+def _start(response: Any, status: str, headers: Any, exc_info: Any = None) -> Any:
+    """WSGI's `start_response`, which gunicorn's forgets `Connection: close` in."""
+    if ends(headers):
+        response.force_close()
+    return response.start_response(status, headers, exc_info)
 
 
 def _drained(body: Any) -> bool:
