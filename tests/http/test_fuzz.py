@@ -1,0 +1,87 @@
+"""Mutants of the corpus, in random pieces: our worker answers each as gunicorn's `gthread` does, and serves on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from tests import corpus
+from tests.kinds import serve
+from tests.server import Server
+from tests.wire import Kernel, Wire
+
+EXAMPLES = 1500
+LONGEST = 2500
+"""Bytes of a case that is mutated, so that an example takes milliseconds."""
+
+SEEDS = [case.sent for case in corpus.load() if len(case.sent) <= LONGEST]
+TOKENS = [
+    *(b"\r", b"\n", b"\r\n", b"\0", b":", b" ", b"\t", b",", b";", b"0", b"5", b"9", b"-", b"_", b"/", b"%", b"?", b"\x80", b'"'),
+    *(b"\r\nContent-Length: 5", b"\r\nTransfer-Encoding: chunked", b"\r\nConnection: close", b"\r\nExpect: 100-continue"),
+    *(b"HTTP/1.0", b"chunked", b"\r\n\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"\r\nHost: a", b"\r\nX: y", b"\r\n "),
+]
+
+
+@st.composite
+def mutants(draw: st.DrawFn) -> bytes:
+    """The bytes of a case with one to three things done to them."""
+    sent = draw(st.sampled_from(SEEDS))
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(sent)))
+        end = draw(st.integers(start, len(sent)) | st.integers(start, min(start + 3, len(sent))))
+        other = draw(st.sampled_from(SEEDS))
+        place = draw(st.integers(0, len(other)))
+        sent = draw(
+            st.sampled_from(
+                [
+                    sent[:start] + sent[end:],
+                    sent[:end] + sent[start:],
+                    sent[:start] + other[place:],
+                    sent[:end] + other,
+                    sent[:start] + bytes(byte ^ 0x20 for byte in sent[start:end]) + sent[end:],
+                    sent[:start] + bytes(byte ^ 0x81 for byte in sent[start : start + 1]) + sent[start + 1 :],
+                    *(sent[:start] + token + sent[start:] for token in [draw(st.sampled_from(TOKENS))] * 6),
+                ]
+            )
+        )
+    return sent
+
+
+@pytest.fixture(scope="module")
+def servers(echo: Path) -> Iterator[tuple[Server, Server]]:
+    """Ours, and one with gunicorn's own `gthread`."""
+    with serve("warmfork", echo) as ours, serve("gthread", echo) as theirs:
+        yield ours, theirs
+
+
+@given(sent=mutants(), cuts=st.lists(st.integers(0, LONGEST), max_size=8))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_mutants(servers: tuple[Server, Server], kernel: Kernel, sent: bytes, cuts: list[int]) -> None:
+    """The same statuses in the same order, nothing of the 5xx but gunicorn's own 501, and no error in the log."""
+    ours, theirs = servers
+    pieces = [sent[start:end] for start, end in pairwise([0, *sorted(cuts), len(sent)]) if start < end]
+    note(f"pieces {pieces}")
+    expected, actual = (statuses(server.port, kernel, pieces) for server in (theirs, ours))
+    assert expected == actual
+    assert not [status for status in actual if status >= 500 and status != 501]
+    assert "[ERROR]" not in ours.log
+
+
+def statuses(port: int, kernel: Kernel, pieces: list[bytes]) -> list[int]:
+    """What is answered to a client that sends `pieces` and then says that no more will come, up to the first 413.
+
+    Our worker refuses a body that is too large before it reads it, and without asking for it, and then closes.
+    """
+    with Wire(port, kernel) as wire:
+        wire.send_all(pieces, half_close=True)
+        found = [answer.status for answer in wire.rest()]
+    if 413 in found:
+        del found[found.index(413) + 1 :]
+        if found[-2:] == [100, 413]:
+            del found[-2]
+    return found
