@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import boot, cold, compiled, embed, memory, probes, throughput
+from bench import batching, boot, cold, compiled, embed, images, memory, probes, scaling, tail, throughput
 from bench.report import Report, Say, table, write
 
 BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
@@ -20,6 +20,10 @@ BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
     "boot": boot.run,
     "probes": probes.run,
     "http": throughput.run,
+    "batch": batching.run,
+    "image": images.run,
+    "tail": tail.run,
+    "scale": scaling.run,
 }
 """Each is given an empty folder to work in, which all of a run share, and a way to say how far it is."""
 

@@ -27,12 +27,15 @@ def get(path: str) -> bytes:
 
 
 def infer(model: str, inputs: Mapping[str, npt.NDArray[Any]], *, binary: bool = True) -> bytes:
-    """The bytes of an inference request; inputs, floats or texts, and outputs are binary tensors or JSON."""
+    """The bytes of an inference request; inputs, floats or texts, and outputs are binary tensors or JSON.
+
+    In JSON a float is written as the shortest number that is read as the same FP32.
+    """
     tensors: list[dict[str, Any]] = []
     tail = b""
     for name, array in inputs.items():
         datatype, raw = _raw(array)
-        content = {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": array.ravel().tolist()}
+        content = {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": _shortest(array)}
         tensors.append({"name": name, "datatype": datatype, "shape": list(array.shape), **content})
         tail += raw if binary else b""
     head = msgspec.json.encode({"inputs": tensors, "parameters": {"binary_data_output": binary}})
@@ -40,6 +43,10 @@ def infer(model: str, inputs: Mapping[str, npt.NDArray[Any]], *, binary: bool = 
     length = f"Inference-Header-Content-Length: {len(head)}\r\n" if binary else ""
     fields = f"Host: bench\r\nContent-Type: {kind}\r\n{length}Content-Length: {len(head) + len(tail)}\r\n\r\n"
     return f"POST /v2/models/{model}/infer HTTP/1.1\r\n{fields}".encode() + head + tail
+
+
+def _shortest(array: npt.NDArray[Any]) -> list[Any]:
+    return [float(str(item)) if isinstance(item, np.floating) else item for item in array.ravel()]
 
 
 def _raw(array: npt.NDArray[Any]) -> tuple[str, bytes]:

@@ -1,22 +1,20 @@
-"""A load generator in a process of its own: `python -m bench.load <port> <connections> <seconds>`.
+"""A load generator in a process of its own: `python -m bench.load <port> <connections> <seconds> [<requests per second>]`.
 
-The request comes on its standard input. Each connection sends the next one when its answer is there. What was found goes to
-standard output as JSON.
+The request comes on its standard input. Without a rate each connection sends the next one when its answer is there. What was
+found goes to standard output as JSON. Only the standard library is imported: it starts in a moment, many times.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import selectors
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import linear_regression
 
-from bench.client import Connection
-
-IGNORED_SECONDS = 0.3
-"""At the beginning; then every connection has had its first answers."""
+from bench import loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +22,21 @@ class Load:
     """What one run found; latencies in milliseconds."""
 
     requests: int
-    seconds: float
+    rate: float
+    """Requests per second."""
     p50_ms: float
     p99_ms: float
+    late_ms: float
+    """The 99th percentile of how late the generator was to send, where times were fixed beforehand."""
+    busy: float
+    """The share of its core that the generator used: near 1 it is the generator that was measured."""
+    reopened: int
+    """Connections that the server asked to have anew."""
 
-    @property
-    def rate(self) -> float:
-        """Requests per second."""
-        return self.requests / self.seconds
 
-
-def start(port: int, request: bytes, connections: int, seconds: float) -> subprocess.Popen[bytes]:
+def start(port: int, request: bytes, connections: int, seconds: float, rate: float | None = None) -> subprocess.Popen[bytes]:
     """Start the generator; `finish` waits for what it found."""
-    command = [sys.executable, "-m", "bench.load", str(port), str(connections), str(seconds)]
+    command = [sys.executable, "-m", "bench.load", *map(str, (port, connections, seconds)), *([str(rate)] if rate else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - this very file
     if process.stdin is not None:
         process.stdin.write(request)
@@ -54,36 +54,27 @@ def finish(process: subprocess.Popen[bytes]) -> Load:
     return Load(**json.loads(found))
 
 
-def generate(port: int, request: bytes, connections: int, seconds: float) -> Load:
-    """Send `request` on `connections` connections for `seconds`, and a moment before."""
-    selector = selectors.DefaultSelector()
-    sent: dict[Connection, float] = {}
-    for _ in range(connections):
-        connection = Connection(port)
-        selector.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.socket.sendall(request)
-        sent[connection] = time.perf_counter()
-    begin = time.perf_counter() + IGNORED_SECONDS
-    end = begin + seconds
-    times: list[float] = []
-    now = time.perf_counter()
-    while now < end:
-        for key, _ in selector.select():
-            key.data.read()
-            now = time.perf_counter()
-            if begin <= now < end:
-                times.append(now - sent[key.data])
-            key.data.socket.sendall(request)
-            sent[key.data] = now
-    # Each is answered before it is closed, since a client that leaves is not what is measured.
-    for connection in sent:
-        connection.read()
-        connection.close()
-    times.sort()
-    p50, p99 = (times[int(len(times) * share)] * 1e3 if times else float("nan") for share in (0.5, 0.99))
-    return Load(len(times), seconds, p50, p99)
+def _percentile_ms(seconds: Sequence[float], share: float) -> float:
+    ordered = sorted(seconds)
+    return ordered[int(len(ordered) * share)] * 1e3 if ordered else 0.0
+
+
+def _rate(moments: Sequence[float]) -> float:
+    """How the count of answers rises with time, a line through all: which batch just fell into the period has no say in it."""
+    return linear_regression(moments, range(len(moments))).slope
+
+
+def _main(port: str, connections: str, seconds: str, rate: str = "") -> None:
+    gc.disable()  # its pauses would be taken for the server's
+    asked = (int(port), sys.stdin.buffer.read(), int(connections), float(seconds))
+    record = loops.opened(*asked, float(rate)) if rate else loops.closed(*asked)
+    if len(set(record.moments)) < 2:  # noqa: PLR2004 - what a line goes through
+        sys.exit(f"too few answers in {seconds} s: {len(record.moments)}")
+    p50, p99 = (_percentile_ms(record.latencies, share) for share in (0.5, 0.99))
+    late = _percentile_ms(record.late, 0.99)
+    found = Load(len(record.latencies), _rate(record.moments), p50, p99, late, record.busy, record.reopened)
+    print(json.dumps(asdict(found)))
 
 
 if __name__ == "__main__":
-    found = generate(int(sys.argv[1]), sys.stdin.buffer.read(), int(sys.argv[2]), float(sys.argv[3]))
-    print(json.dumps({"requests": found.requests, "seconds": found.seconds, "p50_ms": found.p50_ms, "p99_ms": found.p99_ms}))
+    _main(*sys.argv[1:])

@@ -15,7 +15,20 @@ import psutil
 
 from server import __version__
 
-STACK = ("gunicorn", "falcon", "numpy", "onnxruntime", "msgspec", "torch", "tokenizers", "sentence-transformers")
+STACK = (
+    "gunicorn",
+    "gunicorn_h1c",
+    "falcon",
+    "numpy",
+    "onnxruntime",
+    "msgspec",
+    "torch",
+    "tokenizers",
+    "sentence-transformers",
+    "uvloop",
+)
+CORES = sorted(os.sched_getaffinity(0))
+"""What we were given, before anything is kept to one of them."""
 
 
 def facts() -> dict[str, Any]:
@@ -24,7 +37,7 @@ def facts() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": cpu or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(CORES),
         "memory_bytes": psutil.virtual_memory().total,
         "load_average": os.getloadavg(),
         "kernel": platform.release(),
@@ -35,11 +48,11 @@ def facts() -> dict[str, Any]:
 
 
 @contextmanager
-def pinned(turn: int) -> Iterator[None]:
-    """Keep what is started inside to one core: the first for `turn` 0, the second for 1; the same one if there is but one."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(cores)[turn % len(cores)]})
+def pinned(*turns: int) -> Iterator[None]:
+    """Keep what is started inside to some of our cores: the first for 0, the second for 1; the same one if there is but one."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {CORES[turn % len(CORES)] for turn in turns})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, before)

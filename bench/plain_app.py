@@ -9,7 +9,7 @@ import onnxruntime
 
 _options = onnxruntime.SessionOptions()
 _options.intra_op_num_threads = 1
-_session = onnxruntime.InferenceSession(os.environ["PLAIN_MODEL"], _options, providers=["CPUExecutionProvider"])
+_session = onnxruntime.InferenceSession(os.environ["MODEL"], _options, providers=["CPUExecutionProvider"])
 
 
 class _Infer:

@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number that was measured; `bound` is the most that it may be."""
+    """One number that was measured; `bound` is the most that it may be, `least` the least."""
 
     name: str
     value: float
@@ -25,11 +25,19 @@ class Figure:
     bound: float | None = None
     control: float | None = None
     """The same with what it measures switched off, or of what it is compared with."""
+    least: float | None = None
+
+    @property
+    def bounds(self) -> str:
+        """What it must be, for people; empty if it may be anything."""
+        signs = (("≥", self.least), ("≤", self.bound))
+        return ", ".join(f"{sign} {bound:.3g}" for sign, bound in signs if bound is not None)
 
     @property
     def broken(self) -> bool:
-        """Whether it is over its bound; what is no number is."""
-        return self.bound is not None and not self.value <= self.bound
+        """Whether it is past a bound; what is no number is."""
+        over = self.bound is not None and not self.value <= self.bound
+        return over or (self.least is not None and not self.value >= self.least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,7 @@ class Report:
 
     @property
     def broken(self) -> bool:
-        """Whether any figure is over its bound."""
+        """Whether any figure is past a bound of its own."""
         return any(figure.broken for figure in self.figures)
 
 
@@ -66,11 +74,9 @@ def table(reports: Mapping[str, Report]) -> str:
     for name, report in reports.items():
         rows.append((f"{name}", "", "", "", f"control: {report.control}" if report.control else ""))
         for figure in report.figures:
-            bound = "" if figure.bound is None else f"≤ {figure.bound:g}"
-            verdict = "" if figure.bound is None else _verdict(broken=figure.broken)
-            rows.append(
-                (f"  {figure.name}", _shown(figure.value, figure.unit), bound, _shown(figure.control, figure.unit), verdict)
-            )
+            value, control = (_shown(each, figure.unit) for each in (figure.value, figure.control))
+            verdict = _verdict(broken=figure.broken) if figure.bounds else ""
+            rows.append((f"  {figure.name}", value, figure.bounds, control, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         f"{name:<{widths[0]}}  {value:>{widths[1]}}  {bound:>{widths[2]}}  {control:>{widths[3]}}  {note}".rstrip()

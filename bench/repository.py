@@ -19,6 +19,8 @@ from tests.models import dense, graph, put
 Inputs = Mapping[str, npt.NDArray[Any]]
 
 SIZES = (1, 2, 4)
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""For a model that is asked on 32 connections."""
 WIDTH = 2048
 LAYERS = 32
 WEIGHTS = 4 * WIDTH * WIDTH * LAYERS
@@ -60,7 +62,7 @@ def small(folder: Path) -> Path:
 
 
 def row(batch: int, width: int = 64) -> Inputs:
-    """What `dense`, `tiny` and `wide` take."""
+    """What `dense`, `products`, `tiny` and `wide` take."""
     return {"x": numbers(batch, width)}
 
 
@@ -69,13 +71,19 @@ def wide(folder: Path) -> Path:
     return once(folder / "wide", lambda root: put(root, "wide", dense(WIDTH, LAYERS), "batch_sizes = [1]\n"))
 
 
+def products(folder: Path, *sizes: int) -> Path:
+    """`products`: eight products of 2048 by 2048, 134 MB of weights that every batch reads once; batches of `sizes`."""
+    toml = f"batch_sizes = {list(sizes)}\n"
+    return once(folder / f"products-{sizes[-1]}", lambda root: put(root, "products", dense(WIDTH, 8), toml))
+
+
 def tiny(folder: Path) -> Path:
-    """`tiny`: 64 numbers in, 10 out."""
+    """`tiny`: 64 numbers in, 10 out, batches of up to 32."""
     weights = {"w": numbers(64, 10)}
     model = graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ("FP32", ["batch", 64])}, {"y": ("FP32", ["batch", 10])}, weights
     )
-    return once(folder / "tiny", lambda root: put(root, "tiny", model))
+    return once(folder / "tiny", lambda root: put(root, "tiny", model, f"batch_sizes = {list(BATCHES)}\n"))
 
 
 def spinning(folder: Path, seconds: float) -> Path:

@@ -1,71 +1,106 @@
-"""Requests per second and latency of a tiny model, beside a plain gthread and falcon app: what our own code costs."""
+"""Requests per second of a tiny model, where the server is what costs: beside `gthread`, a bare ASGI app, and the limits."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from bench import load, repository
+from bench import direct, repository, rivals, rounds
 from bench.client import infer
 from bench.load import Load
 from bench.machine import pinned
 from bench.report import Figure, Report, Say
-from tests.server import ROOT, Server
+from bench.rounds import Series
+from tests.server import Server
 
-ENCODINGS = ("JSON", "binary")
-CONNECTIONS = (1, 32)
-ROUNDS = 5
-SECONDS = 1.5
-PLAIN = "-k gthread -w 1 --threads 16 --keep-alive 75 -b 127.0.0.1:0 --no-control-socket plain_app:app"
+SECONDS = 0.6
+PLAIN = "-k gthread --threads 16"
+ASGI = "-k asgi --asgi-loop uvloop --asgi-lifespan off"
+ANSWER = "0" * 250
+"""Of nginx: as long as ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One way to ask, and what must come of it."""
+
+    name: str
+    binary: bool
+    connections: int
+    least: Mapping[str, float | None]
+    """By rival: how many times its rate ours must be."""
+
+    @property
+    def request(self) -> bytes:
+        """What is sent."""
+        return infer("tiny", repository.row(1), binary=self.binary)
+
+
+POINTS = (
+    Point("JSON, 32 connections", binary=False, connections=32, least={"gthread": 3.0, "plain": None}),
+    Point("binary, 32 connections", binary=True, connections=32, least={"gthread": 3.0, "asgi": 1.0, "plain": None}),
+    Point("JSON, 1 connection", binary=False, connections=1, least={"gthread": 1.2, "plain": None}),
+)
 
 
 def run(folder: Path, say: Say) -> Report:
-    """Measure each point on both servers in turn, the servers on one core and the clients on another."""
+    """Measure each point on all servers in turn, the servers on one core and the clients on another."""
     say("making the model")
     models = repository.tiny(folder)
-    requests = {encoding: infer("tiny", repository.row(1), binary=encoding == "binary") for encoding in ENCODINGS}
-    points = [(encoding, connections) for encoding in ENCODINGS for connections in CONNECTIONS]
-    found: dict[tuple[str, int, str], list[Load]] = {}
-    with pinned(0):
-        ours, plain = Server(models), _plain(models)
-        with ours as server, plain as plain_port, pinned(1):
-            for turn in range(ROUNDS):
-                say(f"round {turn + 1} of {ROUNDS}")
-                for encoding, connections in points:
-                    for name, port in (("warmfork", server.port), ("plain", plain_port)):
-                        loaded = load.finish(load.start(port, requests[encoding], connections, SECONDS))
-                        found.setdefault((encoding, connections, name), []).append(loaded)
+    model = models / "tiny" / "1" / "model.onnx"
+    threads = rivals.best_threads(models, [(point.request, point.connections) for point in POINTS], say)
+    with ExitStack() as opened, pinned(0):
+        ours = opened.enter_context(Server(models)).port
+        gthread = {count: opened.enter_context(rivals.gthread(models, count)).port for count in sorted(set(threads))}
+        plain = opened.enter_context(rivals.serve("plain_app", model, PLAIN, POINTS[0].request))
+        asgi = opened.enter_context(rivals.serve("asgi_app", model, ASGI, POINTS[1].request))
+        nginx = opened.enter_context(rivals.nginx(folder, ANSWER))
+        called = direct.series(model, SECONDS, repository.BATCHES)
+        measured: list[dict[str, Series[Load]]] = []
+        for point, count in zip(POINTS, threads, strict=True):
+            on = {"gthread": gthread[count], "plain": plain, "asgi": asgi}
+            ports = {"ours": ours, **{rival: on[rival] for rival in point.least}, "nginx": nginx, "again": ours}
+            load_on = partial(rounds.load_on, request=point.request, connections=point.connections, seconds=SECONDS)
+            measured.append({name: load_on(port) for name, port in ports.items() if port})
+        rounds.run([called, *(series for at in measured for series in at.values())], say)
+    names = {"plain": "a plain gthread and falcon app", "asgi": "a bare ASGI app with uvloop"}
     figures = []
-    for encoding, connections in points:
-        for what, unit, read in (
-            ("requests", "/s", lambda each: each.rate),
-            ("p50", "ms", lambda each: each.p50_ms),
-            ("p99", "ms", lambda each: each.p99_ms),
-        ):
-            value, control = (median(map(read, found[encoding, connections, name])) for name in ("warmfork", "plain"))
-            figures.append(Figure(f"{encoding}, {connections} connections, {what}", value, unit, None, control))
-    details = {f"{name}, {encoding}, {connections}": loads for (encoding, connections, name), loads in found.items()}
-    return Report(figures, "a plain gthread and falcon app", details)
+    for point, count, at in zip(POINTS, threads, measured, strict=True):
+        names["gthread"] = f"gthread, {count} threads"
+        figures += [_beside(f"{point.name} ÷ {names[rival]}", at, rival, least) for rival, least in point.least.items()]
+    for point, at in zip(POINTS, measured, strict=True):
+        figures += _limits(point, at, called)
+    found = {
+        f"{point.name}, {name}": series.found for point, at in zip(POINTS, measured, strict=True) for name, series in at.items()
+    }
+    details = {
+        "threads of gthread": dict(zip((point.name for point in POINTS), threads, strict=True)),
+        "in process": called.found,
+    }
+    if nginx is None:
+        details["nginx"] = "is not installed, so it was not measured"
+    return Report(figures, "the server ÷ itself", {**details, **found})
 
 
-@contextmanager
-def _plain(models: Path) -> Iterator[int]:
-    """Serve `bench/plain_app.py`; give its port."""
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "gunicorn", *PLAIN.split()],
-        cwd=ROOT / "bench",  # in the root gunicorn would find our own configuration
-        env={**os.environ, "PLAIN_MODEL": str(models / "tiny" / "1" / "model.onnx"), "ORT_DISABLE_TELEMETRY": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        try:
-            yield next(int(match[1]) for line in process.stderr or () if (match := re.search(r"Listening at: .*:(\d+) ", line)))
-        finally:
-            process.terminate()
+def _beside(name: str, at: Mapping[str, Series[Load]], rival: str, least: float | None) -> Figure:
+    ours, again, other = (rounds.rates(at[each]) for each in ("ours", "again", rival))
+    ratio, control = (median(rounds.ratios(*pair)) for pair in ((ours, other), (again, ours)))
+    return Figure(name, ratio, "×", control=control, least=least)
+
+
+def _limits(point: Point, at: Mapping[str, Series[Load]], called: Series[Mapping[int, float]]) -> list[Figure]:
+    """What one request takes, and of that nginx, which says the same to all, and the call of the largest possible batch."""
+    size = max(size for size in repository.BATCHES if size <= point.connections)
+    spent = {name: 1e6 / median(rounds.rates(series)) for name, series in at.items()}
+    figures = [
+        Figure(f"{point.name}: a request", spent["ours"], "µs", control=spent["again"]),
+        Figure(f"{point.name}: p99", median(each.p99_ms for each in at["ours"].found), "ms"),
+    ]
+    if "nginx" in at:
+        figures.append(Figure(f"{point.name}: a request to nginx", spent["nginx"], "µs"))
+    figures.append(Figure(f"{point.name}: its row, called in process", 1e6 / median(each[size] for each in called.found), "µs"))
+    return figures
