@@ -7,18 +7,20 @@ from pathlib import Path
 
 import onnx
 
+from tests.clients import Client, infer
 from tests.models import BATCHED, identity, put
+from tests.server import Server
 
-WAITS, HANGS, RAISES, HOLDS, SLOW = 13.0, 14.0, 15.0, 16.0, 17.0
-"""First values of a row: the run waits at the gate; never comes back; raises; never comes back and holds the interpreter's lock;
-takes `slow` seconds."""
+WAITS, WAITS_TOO, HANGS, HOLDS, RAISES, SLOW = 12.0, 13.0, 14.0, 15.0, 16.0, 17.0
+"""First values of a row: the run waits at the gate of that number; never comes back; never comes back and holds the interpreter's
+lock; raises; takes `slow` seconds."""
 
 _PYTHON = """
 import ctypes, time
-from pathlib import Path
+from pathlib import PosixPath
 import onnxruntime
 
-LOG, GATE = Path({log!r}), Path({gate!r})
+LOG, GATES = {log!r}, {gates!r}
 engine_run = onnxruntime.InferenceSession.run
 
 def write(what, values):
@@ -29,7 +31,7 @@ def run(self, names, feed, options=None):
     values = feed["x"][:, 0].tolist()
     if max(values) > 1:  # else it is what makes the model warm
         write("run", values)
-        while {waits} in values and GATE.exists():
+        while any(value in values and gate.exists() for value, gate in GATES.items()):
             time.sleep(0.005)
         while {hangs} in values:
             ctypes.CDLL(None).pause()
@@ -61,23 +63,23 @@ class Engine:
     def __init__(self, root: Path, *, seconds: float = 0.0, slow: float = 0.0) -> None:
         """Write models into `root`; each of their runs takes `seconds` at least, one with a `SLOW` row takes `slow`."""
         self.root = root
-        self.gate = root / ".gate"
+        self.gates = {value: root / f".gate-{value:g}" for value in (WAITS, WAITS_TOO)}
         self.log = root / ".log"
         self.log.touch()
-        values = {"waits": WAITS, "hangs": HANGS, "raises": RAISES, "holds": HOLDS, "slow_value": SLOW}
-        self.python = _PYTHON.format(log=str(self.log), gate=str(self.gate), seconds=seconds, slow=slow, **values)
+        values = {"hangs": HANGS, "raises": RAISES, "holds": HOLDS, "slow_value": SLOW}
+        self.python = _PYTHON.format(log=self.log, gates=self.gates, seconds=seconds, slow=slow, **values)
 
     def put(self, name: str = "m", model: onnx.ModelProto | None = None, toml: str = BATCHED) -> None:
         """Write a model: by default `y` is `x`, FP64 [batch, 1]."""
         put(self.root, name, model or identity("FP64", 1), toml, self.python)
 
-    def close(self) -> None:
-        """From now on a run with a `WAITS` row waits."""
-        self.gate.touch()
+    def close(self, gate: float = WAITS) -> None:
+        """From now on a run with such a row waits."""
+        self.gates[gate].touch()
 
-    def open(self) -> None:
+    def open(self, gate: float = WAITS) -> None:
         """Let it go on."""
-        self.gate.unlink(missing_ok=True)
+        self.gates[gate].unlink(missing_ok=True)
 
     def lines(self) -> list[tuple[str, list[float]]]:
         """All that happened so far, in order: `request` or `run`, and what the rows begin with; padding is 0."""
@@ -87,6 +89,13 @@ class Engine:
     def runs(self) -> list[list[float]]:
         """What each run's rows began with, padding included."""
         return [values for what, values in self.lines() if what == "run"]
+
+    def hold(self, server: Server, client: Client, request: bytes = b"") -> None:
+        """Close the gate and send a request of `client` that is in the engine now, held there."""
+        self.close()
+        before = len(self.runs())
+        client.send(request or infer(WAITS))
+        server.wait(lambda: len(self.runs()) > before, "a request in the engine")
 
     def ran(self, value: float) -> bool:
         """Whether a row that begins with `value` has come to a run."""

@@ -1,0 +1,119 @@
+"""An engine that hangs far past its limit: who waits is told, the worker is replaced, the others do not notice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+
+import psutil
+import pytest
+
+from tests.clients import Client, get, infer
+from tests.engines import HANGS, HOLDS, WAITS, Engine
+from tests.server import Repeat, Server
+
+LIMIT = 1.0
+SLACK = 15.0
+"""Seconds for a busy machine, and for what the worker itself waits before it gives an engine up."""
+REPLACED = (r"(?i)an inference hangs", r"ended with status 70", r"Worker \(pid:\d+\) exited with code 70")
+
+
+def _owned(server: Server, pid: int, others: set[int], count: int) -> Iterator[Client]:
+    """So many connections to the worker `pid`, each of which has had an answer: the `others` stand still meanwhile."""
+    for other in others:
+        os.kill(other, SIGSTOP)
+    try:
+        for _ in range(count):
+            client = Client(server)
+            assert client.ask(get("/v2/health/live")).status == 200
+            ports = {each.raddr[1:] for each in psutil.Process(pid).net_connections("tcp4")}
+            assert client.socket.getsockname()[1:] in ports
+            yield client
+    finally:
+        for other in others:
+            os.kill(other, SIGCONT)
+
+
+@contextmanager
+def _two(tmp_path: Path, *arguments: str) -> Iterator[tuple[Server, Engine, int, list[Client], list[Client]]]:
+    """A server of two workers: the one to hang, fourteen connections to it, and one to the other."""
+    engine = Engine(tmp_path)
+    engine.put()
+    engine.put("other")
+    with Server(tmp_path, *arguments, workers=2, request_timeout=LIMIT) as server, ExitStack() as stack:
+        victim, other = (worker["pid"] for worker in server.wait_state("active", 2))
+        clients = [stack.enter_context(client) for client in _owned(server, victim, {other}, 14)]
+        well = [stack.enter_context(client) for client in _owned(server, other, {victim}, 1)]
+        yield server, engine, victim, clients, well
+
+
+def _replaced(server: Server, victim: int) -> None:
+    """The worker is gone in time, and another has its place."""
+    server.wait(lambda: victim not in server.processes(), "the end of the worker", LIMIT + SLACK)
+    server.wait(lambda: victim not in {worker["pid"] for worker in server.wait_state("active", 2)}, "the replacement")
+    assert server.probe("/readyz")[0] == 200
+    for place in range(20):
+        assert server.request("POST", "/v2/models/m/infer", infer(100 + place).partition(b"\r\n\r\n")[2])[0] == 200
+
+
+def test_all_who_wait_are_told(tmp_path: Path) -> None:
+    """504 to all of its batch, to those queued behind it and for another model, and to what was pipelined, each in its order."""
+    with _two(tmp_path) as (server, engine, victim, (first, *clients, pipelining), (well,)):
+        server.expect(*REPLACED)
+        engine.hold(server, first)
+        for place, client in enumerate(clients):
+            client.send(infer(HANGS if place == 2 else 100 + place, model="other" if place == 11 else "m"))
+        pipelining.send(infer(200) + infer(201, model="other") + infer(202))
+        with Repeat(lambda: well.ask(infer(7)).values, pause=0.01) as asking:
+            engine.open()
+            began = time.monotonic()
+            assert first.read().values == [WAITS]
+            answers = [client.read() for client in clients] + [pipelining.read() for _ in range(3)]
+            took = time.monotonic() - began
+            _replaced(server, victim)
+
+        server.wait_log("most recent call first")
+        late = [answer for answer in answers if answer.status != 200]
+        assert len(late) >= 8
+        assert {answer.status for answer in late} == {504}
+        assert all("WARMFORK_REQUEST_TIMEOUT" in answer.error for answer in late)
+        assert took < LIMIT + SLACK
+        assert {str(values) for _, values, _ in asking.results} == {"[7.0]"}
+        assert max(seconds for _, _, seconds in asking.results) < LIMIT
+
+
+def test_who_comes_later(tmp_path: Path) -> None:
+    """Whoever sends while the engine hangs, on a connection of that worker, is told or cut off in time; a new one is served."""
+    with _two(tmp_path) as (server, engine, victim, (first, *clients), (well,)):
+        server.expect(*REPLACED)
+        first.send(infer(HANGS))
+        server.wait(lambda: engine.ran(HANGS), "the hang")
+        began = time.monotonic()
+        for client in clients:
+            client.send(infer(100))
+        assert first.read().status == 504
+        for client in clients:
+            try:
+                assert client.read().status == 504
+            except ConnectionError:
+                continue
+        assert time.monotonic() - began < LIMIT + SLACK
+        assert well.ask(infer(7)).values == [7.0]
+        _replaced(server, victim)
+
+
+def test_the_lock_is_held_too(tmp_path: Path) -> None:
+    """A native call that hangs with the interpreter's lock lets no watchdog answer: gunicorn's own limit ends the worker."""
+    with _two(tmp_path, "--timeout", "2") as (server, engine, victim, (first, *_), (well,)):
+        server.expect("WORKER TIMEOUT", r"worker \d+ \(\w+\): (killed by|ended with)", r"Worker \(pid:\d+\)")
+        first.send(infer(HOLDS))
+        server.wait(lambda: engine.ran(HOLDS), "the hang")
+        with Repeat(lambda: well.ask(infer(7)).values, pause=0.01) as asking:
+            with pytest.raises(ConnectionError):
+                first.read()
+            _replaced(server, victim)
+        assert {str(values) for _, values, _ in asking.results} == {"[7.0]"}

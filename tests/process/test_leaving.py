@@ -1,0 +1,144 @@
+"""A worker that leaves: it answers all that it has accepted, and no client with a pool of connections sees an error."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from signal import SIGHUP, SIGTERM, SIGTTIN, SIGTTOU
+from threading import Event
+
+import pytest
+import urllib3
+
+from tests.clients import Client, connected, get, infer
+from tests.engines import WAITS, Engine
+from tests.server import Server
+
+HALF = 60
+
+
+def _leaves(server: Server) -> None:
+    """Send TERM, and wait until the worker has heard it."""
+    server.send(SIGTERM)
+    server.wait(lambda: server.status()["workers"][0]["state"] == "draining", "the worker to leave")
+
+
+@pytest.mark.parametrize("tail", [b"", infer(5)[:HALF], infer(5)[:-1]], ids=["whole", "half-a-head", "half-a-body"])
+def test_what_sits_in_the_buffers(tail: bytes, tmp_path: Path) -> None:
+    """TERM while a batch runs: all that was sent behind it is answered, pipelined or not, also what was only sent by half."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path) as server, connected(server, 22) as (first, pipelining, *others):
+        engine.hold(server, first)
+        pipelining.send(b"".join(infer(number) for number in range(100, 110)), tail)
+        for place, client in enumerate(others):
+            client.send(infer(200 + place, 300 + place))
+        server.send(SIGTERM)
+        server.wait(lambda: server.probe("/readyz")[0] == 503, "readiness to be false")
+        engine.open()
+        assert first.read().values == [WAITS]
+        assert [pipelining.read().values for _ in range(10)] == [[float(number)] for number in range(100, 110)]
+        assert [client.read().values for client in others] == [[200.0 + place, 300.0 + place] for place in range(20)]
+        if tail:
+            assert pipelining.ask(infer(5)[len(tail) :]).values == [5.0]
+        assert all(client.ends() for client in (first, pipelining, *others))
+        server.clean(0)
+
+
+@pytest.mark.parametrize("sent", [1, HALF, len(infer(5)) - 1], ids=["a-byte", "half-a-head", "half-a-body"])
+def test_what_has_begun(sent: int, tmp_path: Path) -> None:
+    """TERM while a request is being sent: the rest may come, it is answered, and the connection says that it ends."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path) as server, connected(server, 3) as (first, second, idle), Client(server) as ahead:
+        for client in (first, second):
+            client.send(infer(5)[:sent])
+        assert idle.ask(get("/v2/health/live")).status == 200  # whoever was read after them
+        _leaves(server)
+        for client in (first, second):
+            answer = client.ask(infer(5)[sent:])
+            assert answer.values == [5.0]
+            assert answer.closes
+            assert client.ends()
+        assert idle.ends()
+        assert ahead.ends()
+        server.clean(0)
+
+
+@contextmanager
+def _pool(server: Server, threads: int, longest: float) -> Iterator[list[object]]:
+    """What `threads` threads got who send one request after another through one pool, with pauses up to `longest` seconds."""
+    found: list[object] = []
+    stopped = Event()
+    chance = random.Random(1)  # noqa: S311 - pauses, no secret
+    pool = urllib3.HTTPConnectionPool(server.host, server.port, maxsize=threads, block=True, retries=False, timeout=30)
+    head, _, body = infer(7).partition(b"\r\n\r\n")
+    path = head.split(b" ")[1].decode()
+
+    def send() -> None:
+        while not stopped.wait(chance.choice((0, 0, chance.random() * longest))):
+            try:
+                found.append(pool.request("POST", path, body=body).status)
+            except urllib3.exceptions.HTTPError as error:
+                found.append(error)
+
+    with ThreadPoolExecutor(threads) as executor:
+        for _ in range(threads):
+            executor.submit(send)
+        try:
+            yield found
+        finally:
+            stopped.set()
+    pool.close()
+
+
+def test_pools_survive_every_change(tmp_path: Path) -> None:
+    """A client with a pool and without retries sends through reloads, TTIN and TTOU: no request fails, not one."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path, workers=2) as server, _pool(server, 16, 0.3) as found:
+        for turn in range(3):
+            server.wait(lambda turn=turn: len(found) > 300 * (turn + 1), "requests")  # type: ignore[misc]
+            server.reload()
+            server.send(SIGTTIN)
+            server.wait_state("active", 3)
+            server.send(SIGTTOU)
+            server.wait(lambda: len(server.status()["workers"]) == 2, "one fewer")
+        before = len(found)
+        server.wait(lambda: len(found) > before + 300, "requests")
+        assert server.status()["generation"] == 4
+    assert [each for each in found if each != 200] == []
+
+
+def test_a_pool_that_rests(tmp_path: Path) -> None:
+    """Connections that were idle all through a reload serve the next requests of their pool, or are seen to be closed."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path) as server:
+        pool = urllib3.HTTPConnectionPool(server.host, server.port, maxsize=8, block=True, retries=False, timeout=30)
+        with ThreadPoolExecutor(8) as executor:
+            for _ in range(3):
+                answers = executor.map(lambda _: pool.request("GET", "/v2/health/ready").status, range(64))
+                assert set(answers) == {200}
+                server.send(SIGHUP)
+                generation = server.status()["generation"]
+                server.wait(lambda generation=generation: server.status()["generation"] > generation, "a reload")  # type: ignore[misc]
+                server.wait(lambda: len(server.processes()) == 3, "the old to leave")
+            assert set(executor.map(lambda _: pool.request("GET", "/v2/health/ready").status, range(64))) == {200}
+        pool.close()
+
+
+def test_a_worker_that_leaves_waits_for_no_idle_client(tmp_path: Path) -> None:
+    """A hundred idle connections do not keep a worker that leaves."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path) as server, connected(server, 100) as clients:
+        began = time.monotonic()
+        server.send(SIGTERM)
+        server.clean(0)
+        assert time.monotonic() < began + 20  # a request may take 30 s, so a graceful stop waits for 35
+        assert all(client.ends() for client in clients)
