@@ -18,13 +18,17 @@ from tests.server import Server
 LIMIT = 1 << 20
 
 
-@pytest.fixture(params=["sync", "gthread"])
+KINDS = {"sync": 1, "gthread": 4}
+"""gunicorn's workers, and with how many threads: it takes one with more than one for `gthread`, whatever it was asked for."""
+
+
+@pytest.fixture(params=KINDS)
 def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Server, Engine]]:
     """A server of two such workers."""
     engine = Engine(tmp_path)
     engine.put()
-    with Server(tmp_path, "-k", request.param, workers=2, max_body=LIMIT) as server:
-        server.wait_log(rf"Using worker: .*{request.param}")
+    with Server(tmp_path, "-k", request.param, "--threads", str(KINDS[request.param]), workers=2, max_body=LIMIT) as server:
+        server.wait_log(f"Using worker: {request.param}")
         yield server, engine
 
 
