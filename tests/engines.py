@@ -40,6 +40,8 @@ def run(self, names, feed, options=None):
         if {raises} in values:
             raise RuntimeError("no luck")
         time.sleep({slow} if {slow_value} in values else {seconds})
+    else:
+        time.sleep({warm})
     return engine_run(self, names, feed, options)
 
 if not hasattr(engine_run, "watched"):
@@ -54,6 +56,10 @@ def preprocess(inputs):
 """
 
 
+WARM_SECONDS = 0.001
+"""What a run takes while it is warmed, whatever its size: so the largest batch is the best on every machine."""
+
+
 class Engine:
     """onnxruntime in the servers of one repository, whose run the Python beside the models replaces.
 
@@ -66,7 +72,7 @@ class Engine:
         self.gates = {value: root / f".gate-{value:g}" for value in (WAITS, WAITS_TOO)}
         self.log = root / ".log"
         self.log.touch()
-        values = {"hangs": HANGS, "raises": RAISES, "holds": HOLDS, "slow_value": SLOW}
+        values = {"hangs": HANGS, "raises": RAISES, "holds": HOLDS, "slow_value": SLOW, "warm": WARM_SECONDS}
         self.python = _PYTHON.format(log=self.log, gates=self.gates, seconds=seconds, slow=slow, **values)
 
     def put(self, name: str = "m", model: onnx.ModelProto | None = None, toml: str = BATCHED) -> None:

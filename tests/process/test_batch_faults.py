@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from tests.clients import body, connected, head, infer
+from tests.clients import Answer, Client, body, connected, head, infer
 from tests.engines import RAISES, WAITS_TOO, Engine, sizes
 from tests.models import graph
 from tests.server import Server
@@ -138,6 +138,13 @@ def test_a_client_that_left(tmp_path: Path) -> None:
         assert server.status()["workers"][0]["cold_dispatches"] == 0
 
 
+def _final(client: Client) -> Answer:
+    """The next answer that is not 100: such a client may be asked whether it is still there."""
+    while (answer := client.read()).status == 100:
+        pass
+    return answer
+
+
 def test_a_client_that_only_sends_no_more(tmp_path: Path) -> None:
     """A client that has shut down its side waits for its answer, and gets it."""
     engine = Engine(tmp_path)
@@ -149,7 +156,7 @@ def test_a_client_that_only_sends_no_more(tmp_path: Path) -> None:
         both.send(infer(101) + infer(102))
         both.socket.shutdown(socket.SHUT_WR)
         engine.open()
-        assert half.read().values == [100.0]
+        assert _final(half).values == [100.0]
         assert half.ends()
-        assert [both.read().values for _ in range(2)] == [[101.0], [102.0]]
+        assert [_final(both).values for _ in range(2)] == [[101.0], [102.0]]
         assert both.ends()
