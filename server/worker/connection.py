@@ -13,14 +13,13 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
-from gunicorn_h1c import IncompleteError
 
 from server.environ import HEADER_LENGTH, RECEIVED
 from server.refusals import AbandonedError, BusyError, RefusalError, SlowError, TooLargeError, too_large
 from server.worker import unusual
 from server.worker.content import Arriving, Content
 from server.worker.error_page import refusal
-from server.worker.head import Head
+from server.worker.head import Head, IncompleteHeadError
 from server.worker.reply import Reply
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ class Connection:
         while self.state is State.HEAD and self.ahead:
             try:
                 head = self.front.heads.read(self.ahead, self.seen, self.environ, self.schemes)
-            except IncompleteError:
+            except IncompleteHeadError:
                 if not self.seen:
                     self.deadline = self.front.now + HEAD_SECONDS
                 self.seen = len(self.ahead)

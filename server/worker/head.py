@@ -17,7 +17,8 @@ from gunicorn.config import Config, PostRequest, PreRequest
 from gunicorn.http.message import HeaderPolicy, Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import base_environ
-from gunicorn_h1c import IncompleteError, parse_request_fast
+from gunicorn_h1c import parse_request_fast
+from gunicorn_h1c._parser_fast import IncompleteError  # the package shows another of this name
 
 Environ = dict[str, Any]
 
@@ -27,6 +28,10 @@ _DIGITS = re.compile(r"[0-9]{1,15}")
 _UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
 _NAMES = 256
 """How many spellings of field names are remembered: those that clients use, not those that somebody makes up."""
+
+
+class IncompleteHeadError(Exception):
+    """The head has no end yet."""
 
 
 @dataclass(slots=True)
@@ -82,7 +87,7 @@ class Heads:
     def read(self, data: bytes, seen: int, environ: Environ, schemes: Mapping[str, str]) -> Head | None:
         """Read the head at the start of `data`, of which `seen` bytes were tried before; None if it is not plain.
 
-        Raises `IncompleteError` if it has no end yet.
+        Raises `IncompleteHeadError` if it has no end yet.
         """
         if not self.plain or not environ:
             return None
@@ -91,7 +96,7 @@ class Heads:
         except IncompleteError:
             if len(data) > self.most or data.count(b"\n") != data.count(b"\r\n"):
                 return None
-            raise
+            raise IncompleteHeadError from None
         except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
             return None
         target = _TARGET.fullmatch(request.path)
