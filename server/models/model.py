@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dis
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,11 @@ from server.models.source import spec as spec_of
 from server.refusals import BadInputError, ModelFailedError
 from server.tensors import Array, Tensors, TensorSpec
 
+KNOWN = 1024
+"""How many shapes are remembered of which it is known how they fit."""
 
-@dataclass(frozen=True)
+
+@dataclass(eq=False, slots=True)
 class Prepared:
     """A request, or a part of one, that is ready for the engine but for its padding."""
 
@@ -135,19 +138,29 @@ class Model:
             if self.text:
                 ready = {**part, **self.text.encode(part[self.text.name], self.plan.inputs)}
             came = self.plan.measure(ready)
-            yield Prepared(ready, self.plan.fit(came, exact=not self.batched), came)
+            yield Prepared(ready, self._fit(came), came)
 
-    def _parts(self, made: Tensors) -> Iterator[Tensors]:
+    @cached_property
+    def _fit(self) -> Callable[[Shape], Shape]:
+        # PERF: the same few shapes come again and again.
+        return lru_cache(KNOWN)(lambda came: self.plan.fit(came, exact=not self.batched))
+
+    @cached_property
+    def _rows(self) -> list[str]:
+        """The inputs whose rows may be split among batches."""
+        return [spec.name for spec in self.taken if spec.axes and spec.axes[0] == BATCH] if self.mixes else []
+
+    def _parts(self, made: Tensors) -> Iterable[Tensors]:
         """`made`, or slices of it with as many rows as the largest batch, where it has more."""
-        batched = [spec.name for spec in self.taken if spec.axes and spec.axes[0] == BATCH] if self.mixes else []
-        most = self.plan.lengths[BATCH][-1] if batched else 0
-        rows = [len(made[name]) for name in batched]
+        rows = [len(made[name]) for name in self._rows]
+        most = self.plan.lengths[BATCH][-1] if rows else 0
         # Inputs that differ in rows are refused as a whole.
-        if not batched or max(rows) <= most or min(rows) < max(rows):
-            yield made
-            return
-        for start in range(0, rows[0], most):
-            yield {name: made[name][start : start + most] if name in batched else made[name] for name in made}
+        if not rows or max(rows) <= most or min(rows) < max(rows):
+            return (made,)
+        return (
+            {name: made[name][start : start + most] if name in self._rows else made[name] for name in made}
+            for start in range(0, rows[0], most)
+        )
 
     def run(self, parts: Sequence[Prepared], shape: Shape) -> dict[str, Array]:
         """Run the engine once, in `shape`, on the rows of all `parts`."""
@@ -171,11 +184,17 @@ class Model:
             result = self.python.postprocess(result, dict(inputs))
             _expect(self.outputs, result, "postprocess")
         for spec in self.outputs:
-            if spec.name not in result or not self.fits(spec, result[spec.name].shape, came):
+            if spec.name not in result or not self._fits(spec.name, result[spec.name].shape, came):
                 given = list(result[spec.name].shape) if spec.name in result else "nothing"
                 message = f"output {spec.name!r} must have shape {list(spec.shape)}, has {given}"
                 raise ModelFailedError(message)
         return result
+
+    @cached_property
+    def _fits(self) -> Callable[[str, tuple[int, ...], Shape], bool]:
+        # PERF: as `_fit`.
+        specs = {spec.name: spec for spec in self.outputs}
+        return lru_cache(KNOWN)(lambda name, shape, came: self.fits(specs[name], shape, came))
 
     def fits(self, spec: TensorSpec, shape: tuple[int, ...], came: Shape) -> bool:
         """Whether an output of `shape` is what `spec` says, for inputs in the shape `came`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -44,18 +45,27 @@ class Plan:
         fitting = (shape for shape in remembered if len(shape) == len(self.axes) and self.padded(shape) == shape)
         return list(dict.fromkeys(itertools.chain(declared, fitting)))[:MAX_SHAPES]
 
+    @cached_property
+    def _places(self) -> list[tuple[str, str, int]]:
+        """Every free axis of every input: its name, the input's, and which of its axes it is."""
+        return [(axis, spec.name, place) for spec in self.inputs for place, axis in enumerate(spec.axes) if axis]
+
+    @cached_property
+    def _rows_only(self) -> bool:
+        """Whether rows are all that is ever cut off an output."""
+        return self.batched and all(spec.axes.count(None) == len(spec.axes) - 1 for spec in self.outputs)
+
     def measure(self, inputs: Tensors) -> Shape:
         """Read the length of each axis off the inputs; raise `BadInputError` where two inputs differ in one."""
-        found: dict[str, tuple[int, str]] = {}
-        for spec in self.inputs:
-            for axis, length in zip(spec.axes, inputs[spec.name].shape, strict=True):
-                if axis is None:
-                    continue
-                known, first = found.setdefault(axis, (length, spec.name))
-                if known != length:
-                    message = f"axis {axis!r} is {known} in input {first!r} and {length} in input {spec.name!r}"
-                    raise BadInputError(message)
-        return tuple(found[axis][0] for axis in self.axes)
+        found: dict[str, int] = {}
+        for axis, name, place in self._places:
+            length = inputs[name].shape[place]
+            known = found.setdefault(axis, length)
+            if known != length:
+                first = next(other for known_axis, other, _ in self._places if known_axis == axis)
+                message = f"axis {axis!r} is {known} in input {first!r} and {length} in input {name!r}"
+                raise BadInputError(message)
+        return tuple([found[axis] for axis in self.axes])
 
     def padded(self, shape: Shape) -> Shape | None:
         """The smallest declared shape that holds `shape`, or None."""
@@ -107,6 +117,9 @@ class Plan:
 
     def cut(self, outputs: Tensors, shape: Shape, start: int = 0) -> dict[str, Array]:
         """Outputs without what padding added: of a batch the rows from `start` on, as many as `shape` has."""
+        if self._rows_only:
+            stop = start + shape[0]
+            return {spec.name: outputs[spec.name][start:stop] for spec in self.outputs}
         lengths = dict(zip(self.axes, shape, strict=True))
         made = {}
         for spec in self.outputs:
