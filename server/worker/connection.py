@@ -168,6 +168,12 @@ class Connection:
                 self._end()
                 return
             arriving.came += came
+            try:
+                self.reserve(came)  # what was announced is address space, what came is memory
+            except BusyError as error:
+                self.arriving = None
+                self.refuse(error)
+                return
             self._expect_more()
         if not arriving.rest:
             self._begin(arriving.content())
@@ -217,13 +223,16 @@ class Connection:
         if len(data) == head.length:
             self._begin(Content(memoryview(data)))
             return
+        text = head.environ.get(HEADER_LENGTH, "")[:9]
         try:
-            self.reserve(head.length)
+            self.reserve(len(data))
+            self.arriving = Arriving(head.length, int(text) if text.isascii() and text.isdigit() else 0)
         except BusyError as error:
             self.refuse(error)
             return
-        text = head.environ.get(HEADER_LENGTH, "")[:9]
-        self.arriving = Arriving(head.length, int(text) if text.isascii() and text.isdigit() else 0)
+        except MemoryError:
+            self.refuse(BusyError(f"memory ran out for a body of {head.length} bytes"))
+            return
         self.arriving.put(data)
         self.latest = self.front.now + self.front.patience
         self.state = State.BODY
@@ -304,18 +313,30 @@ class Connection:
         return self.state is State.HEAD and not self.ahead
 
     @property
+    def asks(self) -> bool:
+        """Whether something has come that nobody has read."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
     def speaking(self) -> bool:
         """Whether a part of an answer has been sent."""
         return bool(self.out) or (self.reply is not None and self.reply.started)
 
     def closing(self, *, wanted: bool) -> bool:
         """Whether the connection ends with the next answer: as the client wants, or since others should have it."""
-        if wanted or self.front.leaving:
-            return True
-        if self.front.surplus > 0:
-            self.front.surplus -= 1
-            return True
-        return False
+        if wanted or not (self.front.leaving or self.front.surplus > 0) or self._pipelined():
+            return wanted
+        self.front.surplus -= 1
+        return True
+
+    def _pipelined(self) -> bool:
+        """Whether the client has sent more already: it will be answered too."""
+        if not self.ahead and not self.ended:
+            with suppress(OSError):
+                self.ahead = self.sock.recv(RECEIVE)
+        return bool(self.ahead)
 
     def refuse(self, error: RefusalError) -> None:
         """Answer with an error of ours, and read no other request."""

@@ -104,9 +104,11 @@ class Front:
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest, if one is."""
         idle = [each for each in self.connections.values() if each.idle]
-        for connection in sorted(idle, key=lambda each: each.deadline)[:1]:
-            connection.close()
-        return bool(idle)
+        for connection in sorted(idle, key=lambda each: each.deadline):
+            if not connection.asks:
+                connection.close()
+                return True
+        return False
 
     def open(self, sock: socket.socket, client: Any, server: Any) -> Connection:
         """Serve a connection from now on."""
@@ -196,8 +198,8 @@ class Front:
         answer = refusal(504, f"not answered within {self.patience:g} s (WARMFORK_REQUEST_TIMEOUT)")
         for connection in list(self.connections.values()):
             with suppress(OSError):
-                if connection.state is State.HEAD and not select.select([connection.sock], [], [], 0)[0]:
-                    continue  # asks for nothing
+                if connection.state is State.HEAD and not connection.asks:
+                    continue
                 if connection.state in (State.HEAD, State.BODY, State.BUSY) and not connection.speaking:
                     connection.sock.send(answer)
                 connection.sock.shutdown(socket.SHUT_WR)
