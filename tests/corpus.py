@@ -33,6 +33,11 @@ class Expected(Struct, frozen=True, forbid_unknown_fields=True):
     bodiless: bool = False
     """Whether this answers a HEAD, so that no body follows its head."""
 
+    @property
+    def interim(self) -> bool:
+        """Whether another answer to the same request follows, as after `100 Continue`."""
+        return self.status < 200
+
 
 class Outcome(Struct, frozen=True, forbid_unknown_fields=True):
     """What must come of a case: the answers in order, and whether the server closes the connection after the last."""
@@ -65,7 +70,7 @@ class Case(Outcome, frozen=True, forbid_unknown_fields=True):
         """
         if kind == "sync" and "sync" not in self.differs:
             whole = self.outcome("gthread")
-            final = next((number for number, answer in enumerate(whole.answers, 1) if answer.status >= 200), None)
+            final = next((number for number, answer in enumerate(whole.answers, 1) if not answer.interim), None)
             return Outcome(whole.answers[:final], closes=True)
         for name, difference in self.differs.items():
             if name == kind:

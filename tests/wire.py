@@ -20,7 +20,7 @@ import numpy as np
 
 from server.tensors import DTYPES
 
-PATIENCE = 30.0
+PATIENCE = 8.0
 """Seconds after which an answer, or an end, that has not come is a failure."""
 GLANCE_MS = 1
 """Milliseconds between two looks at what the server has not read yet, should nothing else happen."""
@@ -71,6 +71,11 @@ class Answer:
     headers: dict[str, str]
     """By name in lower case."""
     body: bytes
+
+    @property
+    def interim(self) -> bool:
+        """Whether another answer to the same request follows, as after `100 Continue`."""
+        return self.status < 200
 
     @property
     def says_close(self) -> bool:
@@ -159,8 +164,20 @@ class Wire:
             with suppress(OSError):  # so it is if the server has reset the connection
                 self._sock.shutdown(socket.SHUT_WR)
 
-    def answer(self, *, bodiless: bool = False) -> Answer | None:
-        """Wait for the next answer; None where the server closes instead."""
+    def answers(self, *, bodiless: bool = False) -> list[Answer]:
+        """Wait for the answers to one request, the interim ones and the last; that is missing where the server closes instead.
+
+        `bodiless`: whether the request was a HEAD.
+        """
+        found: list[Answer] = []
+        while not found or found[-1].interim:
+            answer = self._answer(bodiless=bodiless)
+            if answer is None:
+                break
+            found.append(answer)
+        return found
+
+    def _answer(self, *, bodiless: bool) -> Answer | None:
         while (found := take(self._came, bodiless=bodiless)) is None:
             if self.ended:
                 assert not self._came, f"the server closed within an answer: {self._came!r}"
