@@ -20,7 +20,7 @@ import numpy as np
 
 from server.tensors import DTYPES
 
-PATIENCE = 8.0
+PATIENCE = 30.0
 """Seconds after which an answer, or an end, that has not come is a failure."""
 GLANCE_MS = 1
 """Milliseconds between two looks at what the server has not read yet, should nothing else happen."""

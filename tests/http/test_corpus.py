@@ -49,7 +49,7 @@ def check(kind: str, port: int, kernel: Kernel, case: Case, way: str, pieces: li
     """Show that a case sent in `pieces` has its outcome, and leaves the server serving."""
     expected = case.outcome(kind)
     answers, closes = play(port, kernel, case, pieces, expected)
-    # Ours asks for a body only if nothing of it is there yet, and a client that half-closes gets a 100 that shows whether it lives.
+    # Ours asks for a body if nothing of it is there yet, and sends a client that half-closes a 100 to see whether it lives.
     apart = kind != "warmfork" or (way in APART and not case.half_close)
     assert [answer for answer in expected.answers if apart or not answer.interim] == seen(answers, expected, interim=apart)
     assert expected.closes == closes
