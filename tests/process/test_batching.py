@@ -20,6 +20,15 @@ from tests.server import Server
 DECLARED = (1, 2, 4, 8)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Engine]]:
+    """A server of one worker for several tests."""
+    engine = Engine(tmp_path_factory.mktemp("models"))
+    engine.put()
+    with Server(engine.root) as server:
+        yield server, engine
+
+
 @contextmanager
 def _serving(engine: Engine, connections: int) -> Iterator[tuple[Server, Client, list[Client]]]:
     """A server of one worker, a client to hold its engine with, and others."""
@@ -88,23 +97,24 @@ def test_pipelined_requests_share_a_batch(tmp_path: Path) -> None:
     [([20], 20), ([17], 17), ([3, 1, 1, 1, 2], 8), ([5], 8), ([3], 4), ([6, 6], None), ([9, 1, 6], None), ([40, 1, 40], None)],
     ids=str,
 )
-def test_rows(rows: list[int], ran: int | None, tmp_path: Path) -> None:
+def test_rows(rows: list[int], ran: int | None, served: tuple[Server, Engine]) -> None:
     """More rows than the largest batch are split, several mix with one, padding fills up, and no row is another's.
 
     `ran`: how many rows run, padding included, where there is but one good way.
     """
-    engine = Engine(tmp_path)
-    engine.put()
-    with _serving(engine, len(rows)) as (server, first, clients):
+    server, engine = served
+    with connected(server, 1) as (first,), connected(server, len(rows)) as clients:
         numbers = count(100)
         wanted = [[float(next(numbers)) for _ in range(each)] for each in rows]
+        counted, past = _statistics(first)["inference_count"], len(engine.runs())
         _together(server, engine, first, clients, [infer(*values) for values in wanted])
         assert [client.read().values for client in clients] == wanted
-        _, *batches = engine.runs()
+        _, *batches = engine.runs()[past:]
         assert set(sizes(batches)) <= set(DECLARED)
         assert ran is None or sum(sizes(batches)) == ran
         assert sorted(value for batch in batches for value in batch if value) == sorted(value for row in wanted for value in row)
-        assert _statistics(first)["inference_count"] == sum(rows) + 1
+        assert _statistics(first)["inference_count"] == counted + sum(rows) + 1
+        assert _cold(server) == 0
 
 
 def test_any_load_within_the_declared_shapes(tmp_path: Path) -> None:

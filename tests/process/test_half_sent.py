@@ -21,7 +21,7 @@ from tests.server import Server
 SILENT, DRIPPING = 400, 100
 """Requests that are held open, 500 in all: some send no more, some a byte now and then."""
 NORMAL = 100
-"""Rounds of normal traffic, each of them one inference, one health request and two probes."""
+"""Rounds of normal traffic, each of them two inferences, one health request and two probes."""
 SILENT_SECONDS = 5.0
 """A head must be there so long after its first byte, and a body may be silent for so long."""
 REQUEST_TIMEOUT = 8.0
@@ -30,6 +30,8 @@ SLACK = 5.0
 """Seconds for a busy machine."""
 
 WHOLE = infer(1)
+LARGE = infer(*range(1, 20_000), binary=True)
+"""A request that comes in many pieces."""
 HALVES = (
     b"P",
     b"POST /v2/models/m/infer HTT",
@@ -79,7 +81,7 @@ def _normal(server: Server, client: Client, held: Sequence[Client] = ()) -> floa
     """Normal traffic and probes, all of them answered while every one of `held` is open: the median latency in seconds."""
     seconds = []
     for turn in range(NORMAL):
-        for request in (infer(turn + 1), get("/v2/health/ready")):
+        for request in (infer(turn + 1), LARGE, get("/v2/health/ready")):
             began = time.monotonic()
             assert client.ask(request).status == 200
             seconds.append(time.monotonic() - began)

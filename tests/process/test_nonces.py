@@ -23,7 +23,7 @@ TIMEOUT = 1.0
 SLOW_SECONDS = 0.4
 """Three slow runs in a row make those behind them late."""
 ROWS = (1, 1, 1, 1, 2, 3, 8, 9, 20)
-BURSTS, BURST = 8, 6
+BURSTS, BURST = 4, 6
 
 Request = tuple[list[float], bytes]
 

@@ -6,8 +6,8 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from signal import SIGKILL, SIGTERM
+from typing import Any
 
 import pytest
 
@@ -22,12 +22,12 @@ KINDS = {"sync": 1, "gthread": 4}
 """gunicorn's workers, and with how many threads: it takes one with more than one for `gthread`, whatever it was asked for."""
 
 
-@pytest.fixture(params=KINDS)
-def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Server, Engine]]:
+@pytest.fixture(params=KINDS, scope="module")
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Engine]]:
     """A server of two such workers."""
-    engine = Engine(tmp_path)
+    engine = Engine(tmp_path_factory.mktemp(request.param))
     engine.put()
-    with Server(tmp_path, "-k", request.param, "--threads", str(KINDS[request.param]), workers=2, max_body=LIMIT) as server:
+    with Server(engine.root, "-k", request.param, "--threads", str(KINDS[request.param]), workers=2, max_body=LIMIT) as server:
         server.wait_log(f"Using worker: {request.param}")
         yield server, engine
 
@@ -37,6 +37,12 @@ def _ask(server: Server, request: bytes) -> tuple[int, list[float]]:
     with Client(server) as client:
         answer = client.ask(request)
         return answer.status, answer.values if answer.status == 200 else []
+
+
+def _statistics(server: Server) -> dict[str, Any]:
+    (found,) = json.loads(server.request("GET", "/v2/models/m/stats")[2])["model_stats"]
+    statistics: dict[str, Any] = found
+    return statistics
 
 
 def test_inference(running: tuple[Server, Engine]) -> None:
@@ -74,17 +80,18 @@ def test_refusals(running: tuple[Server, Engine]) -> None:
 def test_health_and_statistics(running: tuple[Server, Engine]) -> None:
     """The other routes are there, and count what all workers did."""
     server, _ = running
+    before = _statistics(server)
     for _ in range(10):
         assert _ask(server, infer(7, 8)) == (200, [7.0, 8.0])
     for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/m", "/v2/models/m/ready", "/v2/models/m/stats"):
         assert server.request("GET", path)[0] == 200
-    (found,) = json.loads(server.request("GET", "/v2/models/m/stats")[2])["model_stats"]
-    assert found["inference_count"] == 20
-    assert found["execution_count"] == found["inference_stats"]["success"]["count"] == 10
+    after = _statistics(server)
+    assert after["inference_count"] - before["inference_count"] == 20
+    assert after["execution_count"] - before["execution_count"] == 10
 
 
 def test_changes(running: tuple[Server, Engine]) -> None:
-    """A reload opens as a whole, a killed worker is replaced, and TERM ends all with 0."""
+    """A reload opens as a whole, a killed worker is replaced, and TERM ends all with 0. The last test of each server."""
     server, _ = running
     server.reload()
     assert _ask(server, infer(7)) == (200, [7.0])
