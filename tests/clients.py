@@ -81,6 +81,11 @@ def infer(*values: float, model: str = "m", binary: bool = False) -> bytes:
     return head(model, len(content), "Inference-Header-Content-Length: 0") + content
 
 
+def padded(value: float, size: int, model: str = "m") -> bytes:
+    """The bytes of an inference of one row, whose body has `size` bytes."""
+    return head(model, size) + body([value]).ljust(size)
+
+
 class Client:
     """One connection."""
 
