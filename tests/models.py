@@ -61,7 +61,7 @@ def graph(
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def identity(datatype: str = "FP32", width: int = 3) -> onnx.ModelProto:
+def identity(datatype: str = "FP32", width: int | str = 3) -> onnx.ModelProto:
     """`y` is `x`, of shape [batch, width]."""
     node = helper.make_node("Identity", ["x"], ["y"])
     return graph([node], {"x": (datatype, ["batch", width])}, {"y": (datatype, ["batch", width])})
@@ -111,6 +111,8 @@ def zoo(root: Path) -> None:
     for datatype in TYPES:
         put(root, f"identity_{datatype.lower()}", identity(datatype))
     put(root, "two", two())
+    put(root, "lengths", identity(width="width"), f"{BATCHED}[axes]\nwidth = [3, 8]\n")
+    put(root, "free", identity(width="width"))
     put(
         root,
         "raises",

@@ -15,6 +15,7 @@ import pytest
 from tests.server import Server
 
 INFER = "/v2/models/identity_fp32/infer"
+LENGTHS, FREE = "/v2/models/lengths/infer", "/v2/models/free/infer"
 BINARY = "Inference-Header-Content-Length"
 
 
@@ -121,7 +122,11 @@ REFUSALS = [
     # A body over the bound, packed.
     Refusal("bomb", 413, "at most 67108864 bytes", gzip.compress(bytes(65 << 20)), headers={"Content-Encoding": "gzip"}),
     # A shape that the model's limits forbid.
-    Refusal("batch", 400, "axis 'batch' must be at most 8, got 9", request(shape=[9, 3], data=[0] * 27)),
+    Refusal("length", 400, "axis 'width' must be at most 8, got 9", request(shape=[1, 9], data=[0] * 9), LENGTHS),
+    Refusal("length-split", 400, "axis 'width' must be at most 8, got 9", request(shape=[9, 9], data=[0] * 81), LENGTHS),
+    Refusal("no-rows", 400, r"\'x\' must have at least 1 along every axis, got shape \[0, 3\]", request(shape=[0, 3], data=[])),
+    # Rows of a model with an axis that nobody declared can't be mixed, so what is over the largest batch is not split.
+    Refusal("batch", 400, "axis 'batch' must be at most 8, got 9", request(shape=[9, 3], data=[0] * 27), FREE),
     # The model raised.
     Refusal("raises", 500, "^model 'raises' failed$", request(data=[13, 2, 3]), "/v2/models/raises/infer"),
 ]
@@ -168,6 +173,19 @@ def test_refusal(server: Server, refusal: Refusal) -> None:
         assert "/secret/" not in content["error"]
         assert (refusal.status == 405) == ("Allow" in response.headers)
         assert serves_on(server, connection)
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [INFER, LENGTHS])
+def test_more_rows_than_a_batch(server: Server, path: str) -> None:
+    """More rows than the largest batch are no reason to refuse where rows are independent: they run in parts."""
+    connection = connect(server)
+    try:
+        data = list(range(27))
+        response, content = exchange(connection, Refusal("split", 200, "", request(shape=[9, 3], data=data), path))
+        assert response.status == 200
+        assert content["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [9, 3], "data": data}]
     finally:
         connection.close()
 

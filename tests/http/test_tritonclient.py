@@ -100,6 +100,14 @@ def test_two_inputs_and_no_outputs_named(client: Any) -> None:
     assert result.as_numpy("difference").tolist() == [[3, 3, 3]]
 
 
+@pytest.mark.parametrize("count", [9, 16, 37])
+def test_more_rows_than_a_batch(client: Any, count: int) -> None:
+    """A request with more rows than the largest batch gets all of them back, each in its place."""
+    array = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+    for name in ("identity_fp32", "lengths"):
+        assert np.array_equal(array, client.infer(name, [tensor("x", "FP32", array)]).as_numpy("y"))
+
+
 def test_requests_at_once(client: Any) -> None:
     """`async_infer` gets each request its own answer."""
     arrays = [np.full((1, 3), number, np.float32) for number in range(20)]
@@ -128,5 +136,5 @@ def test_statistics(client: Any) -> None:
 def test_an_error_reaches_the_client(client: Any) -> None:
     """The client reads status and sentence of a refusal."""
     with pytest.raises(InferenceServerException, match="at most 8, got 9") as caught:
-        client.infer("identity_fp32", [tensor("x", "FP32", np.zeros((9, 3), np.float32))])
+        client.infer("lengths", [tensor("x", "FP32", np.zeros((1, 9), np.float32))])
     assert caught.value.status() == "400"

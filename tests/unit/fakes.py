@@ -27,6 +27,7 @@ class FakeSession:
     outputs: tuple[TensorSpec, ...]
     runs: list[Tensors] = field(default_factory=list)
     settled: bool = False
+    overlaps: bool = False
 
     def enter(self, threads: int) -> None:
         """Nothing: a function has the threads of whoever calls it."""

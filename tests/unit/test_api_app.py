@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 import server
 from server.api import app
+from server.environ import RECEIVED
 from server.refusals import BusyError, LateError, RefusalError
 from server.scoreboard import Scoreboard
 from server.serving import Serving
@@ -75,6 +77,8 @@ class FakeServing:
         self.slot = 0
         self.settings = Settings.read({"WARMFORK_MAX_BODY": str(MAX_BODY)})
         self.raises: Exception | None = None
+        self.full: BusyError | None = None
+        self.received = 0
         self.gives: Mapping[str, Array] | None = None
         self.counted: list[tuple[str, str | None]] = []
 
@@ -82,9 +86,16 @@ class FakeServing:
         """The real look-up, in these models."""
         return cast("FakeModel", Serving.find(cast("Serving", self), name, version))
 
-    def infer(self, model: FakeModel, inputs: Tensors, *, received_ns: int) -> Mapping[str, Array]:
+    def admit(self, received_ns: int) -> None:
+        """Let everybody in, unless this serving is full."""
+        assert received_ns > 0
+        if self.full:
+            raise self.full
+
+    def infer(self, model: FakeModel, inputs: Tensors, received_ns: int) -> Mapping[str, Array]:
         """The inputs, in the names of the outputs."""
         assert received_ns > 0
+        self.received = received_ns
         if self.raises:
             raise self.raises
         if self.gives:
@@ -467,6 +478,24 @@ def test_a_refusal_has_its_status(
     result = infer(client, fp32())
     assert str(error) == refused(result, error.status)
     assert retry == result.headers.get("retry-after")
+
+
+def test_a_full_queue_is_503_before_anything_is_read(client: testing.TestClient, served: FakeServing) -> None:
+    """Whoever would have to wait behind too many is told at once: no body is decoded and no model looked up for it."""
+    served.full = BusyError("5 requests are waiting")
+    result = infer(client, b"no JSON", "nope")
+    assert "5 requests are waiting" == refused(result, 503)
+    assert "1" == result.headers["retry-after"]
+    assert served.counted == [("refused", None)]
+
+
+def test_when_a_request_came(client: testing.TestClient, served: FakeServing) -> None:
+    """A worker that knows when the head was there is believed, so that reading the body counts; else it is now."""
+    infer(client, fp32(), extras={RECEIVED: 12345})
+    assert 12345 == served.received
+    before = time.monotonic_ns()
+    infer(client, fp32())
+    assert before <= served.received <= time.monotonic_ns()
 
 
 def test_memory_that_ran_out_is_503(client: testing.TestClient, served: FakeServing) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api import body
-from server.refusals import BadInputError, TooLargeError
+from server.refusals import BadInputError, SlowError, TooLargeError
+from server.worker.content import Content
 
 LIMIT = 1000
 
@@ -137,7 +138,6 @@ def test_many_members_cost_little() -> None:
     [
         (sized(b"abc", 10), "body ended after 3 of 10 bytes"),
         (sized(b"abc", 10, Dribble(b"abc", error=NoMoreData(b""))), "could not be read"),
-        (sized(b"abc", 10, Dribble(b"abc", error=TimeoutError())), "could not be read"),
         (sized(b"abc", 10, Dribble(b"abc", error=ConnectionResetError())), "could not be read"),
         (chunked(Dribble(b"abc", error=InvalidChunkSize(b"x"))), "could not be read"),
         ({"CONTENT_LENGTH": "-1", "wsgi.input": io.BytesIO()}, "must be a number of bytes, got '-1'"),
@@ -145,9 +145,38 @@ def test_many_members_cost_little() -> None:
     ],
 )
 def test_a_body_that_ends_wrongly_is_refused(environ: dict[str, Any], sentence: str) -> None:
-    """Short, broken, late and mislabelled bodies are 400, and the connection is known to be of no more use."""
+    """Short, broken and mislabelled bodies are 400, and the connection is known to be of no more use."""
     with pytest.raises(BadInputError, match=sentence) as caught:
         body.read(environ, LIMIT)
+    assert isinstance(caught.value, body.CLOSING)
+
+
+@pytest.mark.parametrize("make", [sized, chunked])
+def test_a_body_that_comes_too_slowly_is_refused(make: Any) -> None:
+    """A worker that waited for long enough says so: 408, and the connection is known to be of no more use."""
+    slow = Dribble(b"abc", error=TimeoutError("the client sent nothing for 5 s"))
+    with pytest.raises(SlowError, match=r"^the client sent nothing for 5 s$") as caught:
+        body.read(sized(b"abc", 10, slow) if make is sized else chunked(slow), LIMIT)
+    assert isinstance(caught.value, body.CLOSING)
+    assert 408 == caught.value.status
+
+
+def test_a_body_in_memory_is_not_copied() -> None:
+    """What the worker has received already is given as it lies there; what is packed is unpacked from there."""
+    view = memoryview(bytearray(b"as it came"))
+    came = body.read(sized(b"", len(view), Content(view)), LIMIT)
+
+    assert isinstance(came, memoryview)
+    view[0:2] = b"AS"
+    assert b"AS it came" == came.tobytes()
+    packed = memoryview(gzip.compress(b"packed"))
+    assert b"packed" == body.read(sized(b"", len(packed), Content(packed), HTTP_CONTENT_ENCODING="gzip"), LIMIT)
+
+
+def test_a_body_in_memory_that_ended_early() -> None:
+    """What is missing of a body that the worker gave up on is said as for any other."""
+    with pytest.raises(BadInputError, match=r"^body ended after 3 of 10 bytes$") as caught:
+        body.read(sized(b"", 10, Content(memoryview(b"abc"))), LIMIT)
     assert isinstance(caught.value, body.CLOSING)
 
 

@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 
 from server.counters import Counters
-from server.models.model import Prepared
-from server.models.shapes import Shape
 from server.scoreboard import BUCKETS, COLD_SHAPES, Scoreboard
 from tests.unit.fakes import model, rows
 
 INDEX = 5
 MODEL = model(index=INDEX)
-
-
-def ready(shape: Shape, came: Shape | None = None) -> Prepared:
-    """A request that runs in `shape`, and came so or smaller."""
-    return Prepared({}, shape, came or shape)
 
 
 @pytest.fixture
@@ -37,7 +30,7 @@ def row(counters: Counters) -> Any:
 def test_ran(counters: Counters) -> None:
     """A batch counts once, its rows each but no padding, its time in the model's place and in that of the size that ran."""
     for size, came, infer in ((4, 3, 100), (1, 1, 10), (4, 4, 200)):
-        counters.ran(MODEL, ready((size,), (came,)), 7, infer, cold=False)
+        counters.ran(MODEL, (size,), came, 7, infer, cold=False)
 
     assert (3, 8, 21, 310, 0) == tuple(row(counters)[name] for name in ("batches", "rows", "queue_ns", "infer_ns", "cold"))
     assert [(4, 2, 300), (1, 1, 10), (0, 0, 0)] == row(counters)["sizes"][:3].tolist()
@@ -47,7 +40,7 @@ def test_unbatched_rows(counters: Counters) -> None:
     """A model without a batch runs one row at a time, whatever its free axes are called and however long they are."""
     free = model(index=INDEX, inputs=(rows("x"),), batch_sizes=None)
 
-    counters.ran(free, ready((7,)), 0, 1, cold=True)
+    counters.ran(free, (7,), 1, 0, 1, cold=True)
 
     assert (1, 1) == (row(counters)["batches"], row(counters)["rows"])
 
@@ -55,7 +48,7 @@ def test_unbatched_rows(counters: Counters) -> None:
 def test_cold(counters: Counters) -> None:
     """What ran cold is counted, and nothing of it kept: whether it went well is not known yet."""
     for cold in (True, False, True):
-        counters.ran(MODEL, ready((2,)), 0, 1, cold=cold)
+        counters.ran(MODEL, (2,), 2, 0, 1, cold=cold)
 
     assert 2 == row(counters)["cold"]
     assert not row(counters)["cold_shapes"].any()
@@ -112,7 +105,7 @@ def test_off() -> None:
     counters = Counters(board, 0)
     counters.on = False
 
-    counters.ran(MODEL, ready((4,)), 1, 1, cold=True)
+    counters.ran(MODEL, (4,), 4, 1, 1, cold=True)
     counters.remember(MODEL, (4,))
     counters.answered(MODEL, time.monotonic_ns(), 1, 1)
     counters.refused(MODEL, time.monotonic_ns())
@@ -124,7 +117,7 @@ def test_threads_lose_nothing(counters: Counters) -> None:
     """Several threads that count at once lose nothing of each other's, and nothing lands in another slot or model."""
 
     def count(_: int) -> None:
-        counters.ran(MODEL, ready((2,)), 1, 1, cold=True)
+        counters.ran(MODEL, (2,), 2, 1, 1, cold=True)
         counters.remember(MODEL, (2,))
         counters.answered(MODEL, time.monotonic_ns(), 1, 1)
         counters.refused(MODEL, time.monotonic_ns())

@@ -53,7 +53,7 @@ def test_golden_right(tmp_path: Path, y: Any, toml: dict[str, Any]) -> None:
         ([[1, 0, 3]], [[1, float("nan"), 3]], "FP64", "output 'y'"),
         ([[1, 0, 3]], [[float("nan")] * 3], "FP64", "output 'y'"),
         ([[float("inf"), 0, 3]], [[float("-inf"), 0, 3]], "FP64", "output 'y'"),
-        ([[1, 2, 3]] * 5, [[1, 2, 3]] * 5, "FP32", "axis 'batch' must be at most 4, got 5"),
+        ([[1, 2, 3]] * 5, [[1, 2, 3]] * 4 + [[1, 2, 4]], "FP32", "output 'y' at [4, 2] must be 4.0, is 3.0"),
     ],
 )
 def test_golden_wrong(tmp_path: Path, x: Any, y: Any, datatype: str, part: str) -> None:
@@ -65,6 +65,25 @@ def test_golden_wrong(tmp_path: Path, x: Any, y: Any, datatype: str, part: str) 
 
     assert str(refused.value).startswith("model m/1: golden sample one.json: ")
     assert part in str(refused.value)
+
+
+def test_golden_that_does_not_run(tmp_path: Path) -> None:
+    """A sample over a limit of the model is refused by that limit."""
+    made = with_sample(tmp_path, [[1, 2, 3]] * 5, [[1, 2, 3]] * 5, batch_sizes=None, axes={"n": [2, 4]})
+
+    with pytest.raises(ModelError, match=r"golden sample one\.json: .*axis 'n' must be at most 4, got 5"):
+        proof.golden(made)
+
+
+def test_golden_of_many_rows(tmp_path: Path) -> None:
+    """A sample may have more rows than the largest batch: it runs in parts, as a request does."""
+    y = [[row, 2 * row, 3 * row] for row in range(11)]
+    made = with_sample(tmp_path, y, y)
+
+    proof.golden(made)
+
+    assert isinstance(made.session, FakeSession)
+    assert [4, 4, 4] == [len(run["x"]) for run in made.session.runs]
 
 
 def less_mean(inputs: Tensors) -> dict[str, Array]:

@@ -46,6 +46,13 @@ def raising(error: BaseException) -> Any:
     return run
 
 
+def infer(serving: Serving, made: Any, inputs: Any, received_ns: int | None = None) -> dict[str, Any]:
+    """One request, as the app runs it: admitted first; it came now if no other time is said."""
+    received_ns = time.monotonic_ns() if received_ns is None else received_ns
+    serving.admit(received_ns)
+    return serving.infer(made, inputs, received_ns)
+
+
 def named(name: str, version: int) -> Any:
     """A model of another name and version."""
     made = model()
@@ -90,7 +97,7 @@ def test_not_found(name: str, version: str | None, part: str) -> None:
 def test_infer() -> None:
     """A request runs in a declared shape and gets its own rows back."""
     made = model()
-    answer = served(made).infer(made, x(3))
+    answer = infer(served(made), made, x(3))
 
     assert (x(3)["x"] == answer["y"]).all()
     assert isinstance(made.session, FakeSession)
@@ -113,13 +120,13 @@ def test_errors(caplog: pytest.LogCaptureFixture, error: Exception, kind: type[R
     serving = served(made)
 
     with caplog.at_level(logging.INFO), pytest.raises(RefusalError, match=f"^{message}$") as refused:
-        serving.infer(made, x())
+        infer(serving, made, x())
 
     assert kind is type(refused.value)
     assert (kind is ModelFailedError) == ("model m/1 failed on a request" in caplog.text)
     assert isinstance(made.session, FakeSession)
     made.session.answer = echo
-    assert (1, 3) == serving.infer(made, x())["y"].shape
+    assert (1, 3) == infer(serving, made, x())["y"].shape
 
 
 @pytest.mark.parametrize("error", [SystemExit(5), KeyboardInterrupt(), GeneratorExit(), BaseException(HIDDEN)])
@@ -129,7 +136,7 @@ def test_what_is_no_exception(caplog: pytest.LogCaptureFixture, error: BaseExcep
     serving = served(made)
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(ModelFailedError, match="model 'm' failed"):
-        pool.submit(serving.infer, made, x()).result()
+        pool.submit(infer, serving, made, x()).result()
     assert "model m/1 failed on a request" in caplog.text
 
 
@@ -139,7 +146,7 @@ def test_another_shape_than_declared(shape: tuple[int, ...]) -> None:
     made = model(lambda _: {"y": np.zeros(shape, np.float32)}, batch_sizes=[1])
 
     with pytest.raises(ModelFailedError, match=r"output 'y' must have shape \[-1, 3\]"):
-        served(made).infer(made, x())
+        infer(served(made), made, x())
 
 
 def test_doing() -> None:
@@ -152,10 +159,10 @@ def test_doing() -> None:
 
     made = model(run)
     worker = served(made)
-    worker.infer(made, x())
+    infer(worker, made, x())
     assert b"" == worker.board.slots["doing"][1]
     with pytest.raises(ModelFailedError):
-        worker.infer(made, {"x": np.full((1, 3), 9, np.float32)})
+        infer(worker, made, {"x": np.full((1, 3), 9, np.float32)})
 
     assert [b"model m/1", b"model m/1"] == seen
     assert [b"", b""] == worker.board.slots["doing"].tolist()
@@ -199,22 +206,44 @@ def test_operator_errors(tmp_path: Path, source: str, kind: type[RefusalError], 
     serving = served(operated(tmp_path, source))
 
     with pytest.raises(RefusalError) as refused:
-        serving.infer(serving.find("m"), x())
+        infer(serving, serving.find("m"), x())
 
     assert kind is type(refused.value)
     assert str(refused.value).startswith(message)
     assert HIDDEN not in str(refused.value)
 
 
-def test_limits() -> None:
+@pytest.mark.parametrize(
+    ("made", "rows", "message"),
+    [
+        (model(batched=False), 5, "axis 'batch' must be one of 1, 2, 4, got 5"),
+        (model(batched=False), 3, "axis 'batch' must be one of 1, 2, 4, got 3"),
+        (model(), 0, "axis 'batch' must be at least 1, got 0"),
+        (model(batch_sizes=None, axes={"n": [2, 4]}), 5, "axis 'n' must be at most 4, got 5"),
+    ],
+)
+def test_limits(made: Any, rows: int, message: str) -> None:
     """A shape that the model does not run is refused before it waits, and nothing of it is counted as a batch."""
+    serving = served(made)
+
+    with pytest.raises(BadInputError, match=f"^{message}$"):
+        infer(serving, made, x(rows))
+
+    assert 0 == serving.board.slots["models"]["batches"].sum()
+
+
+def test_more_rows_than_a_batch() -> None:
+    """What is larger than the largest batch runs in parts, each in a declared shape, and comes back whole and in order."""
     made = model()
     serving = served(made)
 
-    with pytest.raises(BadInputError, match="axis 'batch' must be at most 4, got 5"):
-        serving.infer(made, x(5))
+    answer = infer(serving, made, x(11))
 
-    assert 0 == serving.board.slots["models"]["batches"].sum()
+    assert (x(11)["x"] == answer["y"]).all()
+    assert isinstance(made.session, FakeSession)
+    assert [(4, 3), (4, 3), (4, 3)] == [run["x"].shape for run in made.session.runs]
+    row = serving.board.slots["models"][1][0]
+    assert (3, 11, 0) == (row["batches"], row["rows"], row["cold"])
 
 
 def test_cold() -> None:
@@ -223,7 +252,7 @@ def test_cold() -> None:
     serving = served(made)
 
     for count in (1, 3, 2, 2, 5):
-        serving.infer(made, x(count))
+        infer(serving, made, x(count))
 
     row = serving.board.slots["models"][1][2]
     assert (5, 3) == (row["batches"], row["cold"])
@@ -235,7 +264,7 @@ def test_padding_is_no_row() -> None:
     """Rows are those that came; the size is the one that ran."""
     serving = served(model())
 
-    serving.infer(serving.find("m"), x(3))
+    infer(serving, serving.find("m"), x(3))
 
     row = serving.board.slots["models"][1][0]
     assert (1, 3, 4) == (row["batches"], row["rows"], row["sizes"][0]["size"])
@@ -248,8 +277,8 @@ def test_only_what_went_well_is_remembered(tmp_path: Path) -> None:
     made.__post_init__()
     serving = served(made)
     with pytest.raises(ModelFailedError):
-        serving.infer(made, x(7))
-    serving.infer(made, x(5))
+        infer(serving, made, x(7))
+    infer(serving, made, x(5))
 
     row = serving.board.slots["models"][1][0]
     assert (2, 2) == (row["batches"], row["cold"])
@@ -262,8 +291,8 @@ def test_late() -> None:
     serving = served(made, environ={"REQUEST_TIMEOUT": "5"})
 
     with pytest.raises(LateError, match=r"^not answered within 5 s"):
-        serving.infer(made, x(), time.monotonic_ns() - 6_000_000_000)
-    assert (1, 3) == serving.infer(made, x(), time.monotonic_ns() - 1_000_000_000)["y"].shape
+        infer(serving, made, x(), time.monotonic_ns() - 6_000_000_000)
+    assert (1, 3) == infer(serving, made, x(), time.monotonic_ns() - 1_000_000_000)["y"].shape
 
 
 @pytest.mark.parametrize("phase", list(Phase))
@@ -273,13 +302,13 @@ def test_going_away(phase: Phase) -> None:
     serving = served(made)
     before = time.monotonic_ns()
     serving.board.enter(phase)
-    assert serving.infer(made, x(), before)
+    assert infer(serving, made, x(), before)
     if phase is not Phase.STOPPING:
-        assert serving.infer(made, x())
+        assert infer(serving, made, x())
         return
 
     with pytest.raises(BusyError, match="the server is going away") as refused:
-        serving.infer(made, x())
+        infer(serving, made, x())
     assert refused.value.retry_after
 
 

@@ -52,7 +52,7 @@ def test_round_trip(sizes: list[int], lengths: list[int], batch: int, length: in
         return
 
     shape = made.fit(came, exact=exact)
-    padded = made.pad(inputs, shape)
+    padded = made.stack([inputs], shape)
     outputs = made.cut({"labels": padded["tokens"] * 10, "score": padded["tokens"].sum(1, dtype=np.float32)}, came)
 
     assert (min(n for n in sizes if n >= batch), min(n for n in lengths if n >= length)) == shape
@@ -71,7 +71,7 @@ def test_no_copy() -> None:
     inputs = text_inputs(4, 7)
     made = text_plan([4, 8], None)
 
-    padded = made.pad(inputs, made.fit(made.measure(inputs), exact=True))
+    padded = made.stack([inputs], made.fit(made.measure(inputs), exact=True))
 
     assert inputs["tokens"] is padded["tokens"]
     assert inputs["words"] is padded["words"]
@@ -130,7 +130,7 @@ def test_fixed_shape() -> None:
 
     assert [()] == made.shapes()
     assert "its one shape" == made.describe(())
-    assert inputs["x"] is made.pad(inputs, made.fit(made.measure(inputs), exact=False))["x"]
+    assert inputs["x"] is made.stack([inputs], made.fit(made.measure(inputs), exact=False))["x"]
     assert (2, 3) == made.cut(inputs, ())["x"].shape
     assert not made.batched
 
@@ -187,7 +187,7 @@ def test_fills() -> None:
     made = replace(text_plan([2, 4], [8, 16]), fills={"tokens": 7})
     inputs = text_inputs(3, 5)
 
-    padded = made.pad(inputs, (4, 8))
+    padded = made.stack([inputs], (4, 8))
 
     assert (padded["tokens"][:3, :5] == inputs["tokens"]).all()
     assert {7} == {*padded["tokens"][3:].ravel().tolist(), *padded["tokens"][:, 5:].ravel().tolist()}

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from server.models.model import Model, Prepared
+from server.models.shapes import Shape
 from server.refusals import BusyError, LateError
-from server.turnstile import HUNG_SECONDS, Turnstile
+from server.tensors import Array
+from server.turnstile import Turnstile
+from tests.unit.fakes import model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LONG = 60.0
+MODEL = model()
+PART = Prepared({"x": np.zeros((1, 3), np.float32)}, (1,), (1,))
 
 
 def reached(turnstile: Turnstile, waiting: int) -> None:
@@ -20,67 +33,139 @@ def reached(turnstile: Turnstile, waiting: int) -> None:
         threading.Event().wait(0.001)
 
 
+def instant(_model: Model, parts: Sequence[Prepared], _shape: Shape, _queue_ns: int) -> list[dict[str, Array]]:
+    """A batch that takes no time."""
+    return [dict(part.inputs) for part in parts]
+
+
+def ask(turnstile: Turnstile, ago: float = 0.0) -> dict[str, Array]:
+    """One request that came `ago` seconds ago."""
+    return turnstile.run(instant, MODEL, PART, time.monotonic_ns() - int(ago * 1e9))
+
+
+def taken(turnstile: Turnstile) -> AbstractContextManager[None]:
+    """The turn is held by another thread meanwhile."""
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        inside, go = threading.Event(), threading.Event()
+
+        def execute(*_: object) -> list[dict[str, Array]]:
+            inside.set()
+            assert go.wait(LONG)
+            return [{}]
+
+        with ThreadPoolExecutor(1) as pool:
+            holder = pool.submit(turnstile.run, execute, MODEL, PART, time.monotonic_ns())
+            assert inside.wait(LONG)
+            try:
+                yield
+            finally:
+                go.set()
+            assert {} == holder.result(LONG)
+
+    return held()
+
+
 def test_one_at_a_time() -> None:
     """However many threads come, one is inside, and all get their turn."""
     turnstile = Turnstile(100, LONG)
     inside = most = 0
 
-    def enter(_: int) -> None:
+    def execute(_model: Model, parts: Sequence[Prepared], _shape: Shape, _queue_ns: int) -> list[dict[str, Array]]:
         nonlocal inside, most
-        with turnstile.enter(time.monotonic_ns()):
-            inside += 1
-            most = max(most, inside)
-            threading.Event().wait(0.0005)
-            inside -= 1
+        inside += 1
+        most = max(most, inside)
+        threading.Event().wait(0.0005)
+        inside -= 1
+        return [dict(part.inputs) for part in parts]
 
     with ThreadPoolExecutor(16) as pool:
-        assert 200 == len(list(pool.map(enter, range(200))))
-    assert (1, 0, 0) == (most, turnstile.waiting, turnstile.entered_ns)
+        answers = list(pool.map(lambda _: turnstile.run(execute, MODEL, PART, time.monotonic_ns()), range(200)))
+    assert [dict(PART.inputs)] * 200 == answers
+    assert (1, 0) == (most, turnstile.waiting)
+
+
+def test_what_is_run() -> None:
+    """A part runs alone, in its own shape, and how long it waited is said."""
+    turnstile = Turnstile(5, LONG)
+    seen = []
+
+    def execute(asked: Model, parts: Sequence[Prepared], shape: Shape, queue_ns: int) -> list[dict[str, Array]]:
+        seen.append((asked, parts, shape))
+        assert 0 <= queue_ns < LONG * 1e9
+        return [{}]
+
+    part = Prepared({}, (4, 7), (3, 7))
+    turnstile.run(execute, MODEL, part, time.monotonic_ns())
+
+    assert [(MODEL, [part], (4, 7))] == seen
+
+
+def test_waiting_is_measured() -> None:
+    """What a request waited for its turn is what is counted as waiting, to the moment at which it runs."""
+    turnstile = Turnstile(5, LONG)
+    waits = []
+
+    def execute(_model: Model, _parts: Sequence[Prepared], _shape: Shape, queue_ns: int) -> list[dict[str, Array]]:
+        waits.append((queue_ns, time.monotonic_ns()))
+        return [{}]
+
+    with ThreadPoolExecutor(1) as pool:
+        before = time.monotonic_ns()
+        with taken(turnstile):
+            waiting = pool.submit(turnstile.run, execute, MODEL, PART, time.monotonic_ns())
+            reached(turnstile, 1)
+            seen = time.monotonic_ns()
+            threading.Event().wait(0.02)
+        waiting.result(LONG)
+
+    ((queue_ns, ran),) = waits
+    assert 0.02e9 <= ran - seen <= ran - before
+    assert 0.02e9 - 1e6 <= queue_ns <= ran - before
 
 
 def test_line_is_bounded() -> None:
     """One more than may wait is refused at once, with the bound; those in line are not disturbed."""
     turnstile = Turnstile(2, LONG)
 
-    def enter() -> str:
-        with turnstile.enter(time.monotonic_ns()):
-            return "in"
-
     with ThreadPoolExecutor(2) as pool:
-        with turnstile.enter(time.monotonic_ns()):
-            waiting = [pool.submit(enter) for _ in range(2)]
+        with taken(turnstile):
+            waiting = [pool.submit(ask, turnstile) for _ in range(2)]
             reached(turnstile, 2)
             with pytest.raises(
                 BusyError, match=r"^2 requests are waiting in this worker, at most 2 may \(WARMFORK_MAX_QUEUE\)$"
             ) as busy:
-                enter()
+                ask(turnstile)
             assert (503, 1) == (busy.value.status, busy.value.retry_after)
-        assert ["in", "in"] == [each.result(LONG) for each in waiting]
-    assert "in" == enter()
+        assert [dict(PART.inputs)] * 2 == [each.result(LONG) for each in waiting]
+    assert ask(turnstile)
     assert 0 == turnstile.waiting
 
 
 def test_no_line() -> None:
     """With room for none, a request runs where nobody does and is refused where somebody does."""
     turnstile = Turnstile(0, LONG)
-    first, second = turnstile.enter(time.monotonic_ns()), turnstile.enter(time.monotonic_ns())
-    with first, pytest.raises(BusyError, match="at most 0 may"), second:
-        pass
-    with turnstile.enter(time.monotonic_ns()):
-        pass
+    with taken(turnstile), pytest.raises(BusyError, match="at most 0 may"):
+        ask(turnstile)
+    assert ask(turnstile)
+
+
+def test_admit() -> None:
+    """Nobody is refused before it would have to wait: a thread that comes may find the turn free by then."""
+    turnstile = Turnstile(0, LONG)
+    with taken(turnstile):
+        turnstile.admit()
 
 
 @pytest.mark.parametrize("ago", [0.0, 0.03, 10.0])
 def test_late(ago: float) -> None:
     """Who waits past the limit, counted from when the request came, is refused and leaves the line."""
     turnstile = Turnstile(5, 0.05)
-    with turnstile.enter(time.monotonic_ns()):
+    with taken(turnstile):
         start = time.monotonic()
-        with (
-            pytest.raises(LateError, match=r"^not answered within 0\.05 s \(WARMFORK_REQUEST_TIMEOUT\)$"),
-            turnstile.enter(time.monotonic_ns() - int(ago * 1e9)),
-        ):
-            pass
+        with pytest.raises(LateError, match=r"^not answered within 0\.05 s \(WARMFORK_REQUEST_TIMEOUT\)$"):
+            ask(turnstile, ago)
         assert time.monotonic() - start >= 0.05 - ago - 0.005
         assert 0 == turnstile.waiting
 
@@ -88,19 +173,11 @@ def test_late(ago: float) -> None:
 def test_turn_passes_on_after_an_error() -> None:
     """An inference that raises gives its turn back."""
     turnstile = Turnstile(0, LONG)
+
+    def execute(*_: object) -> list[dict[str, Array]]:
+        raise ZeroDivisionError
+
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), turnstile.enter(time.monotonic_ns()):
-            _ = 1 / 0
-    assert 0 == turnstile.entered_ns
-
-
-@pytest.mark.parametrize(("patience", "seconds"), [(0.02, HUNG_SECONDS + 0.04), (30, HUNG_SECONDS + 60)])
-def test_hung(patience: float, seconds: float) -> None:
-    """An inference far past the limit of a request is seen from outside, while it runs; one that is merely slow is not."""
-    turnstile = Turnstile(1, patience)
-    assert turnstile.hung() is False
-    with turnstile.enter(time.monotonic_ns()):
-        for ago, hung in ((0, False), (patience, False), (seconds - 1, False), (seconds, True), (3600, True)):
-            turnstile.entered_ns = time.monotonic_ns() - int(ago * 1e9)
-            assert turnstile.hung() is hung
-    assert turnstile.hung() is False
+        with pytest.raises(ZeroDivisionError):
+            turnstile.run(execute, MODEL, PART, time.monotonic_ns())
+    assert ask(turnstile)
