@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from tests.clients import Answer, Client, body, connected, head, infer
-from tests.engines import RAISES, WAITS_TOO, Engine, sizes
+from tests.engines import ONE_OR_EIGHT, RAISES, WAITS_TOO, Engine, sizes
 from tests.models import graph
 from tests.server import Server
 
@@ -21,7 +21,7 @@ FAILED = r"model \w+/1 failed on a request"
 def test_one_bad_item(bad: list[int], tmp_path: Path) -> None:
     """Whoever makes the engine raise gets 500, and nobody else of the batch: they have their answers, and none another's."""
     engine = Engine(tmp_path)
-    engine.put()
+    engine.put(toml=ONE_OR_EIGHT)
     with Server(tmp_path) as server, connected(server, 1) as (first,), connected(server, 16) as clients:
         server.expect(FAILED, "Traceback")
         values = [RAISES if place in bad else float(100 + place) for place in range(16)]
@@ -109,7 +109,7 @@ def test_a_flood_on_another_model(rows: int, tmp_path: Path) -> None:
 def test_a_client_that_left(tmp_path: Path) -> None:
     """Nobody runs the request of a client that is gone before its batch: neither one that was not read yet nor one that waits."""
     engine = Engine(tmp_path)
-    engine.put()
+    engine.put(toml=ONE_OR_EIGHT)
     with (
         Server(tmp_path) as server,
         connected(server, 1) as (first,),

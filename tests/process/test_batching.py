@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.clients import Client, body, connected, get, head, infer
-from tests.engines import WAITS, Engine, sizes
+from tests.engines import ONE_OR_EIGHT, WAITS, Engine, sizes
 from tests.models import row_mixer
 from tests.server import Server
 
@@ -60,21 +60,26 @@ def _cold(server: Server) -> int:
 
 
 def test_together(tmp_path: Path) -> None:
-    """Twenty requests that wait while the engine is busy are three batches: 8, 8 and 4, oldest first; one alone is one."""
+    """Requests that wait while the engine is busy are as few batches as they can be, oldest first; one alone is one."""
     engine = Engine(tmp_path)
-    engine.put()
+    engine.put(toml=ONE_OR_EIGHT)
     with _serving(engine, 20) as (server, first, clients):
         numbers = [float(100 + place) for place in range(20)]
         _together(server, engine, first, clients, [infer(number) for number in numbers])
         assert [client.read().values for client in clients] == [[number] for number in numbers]
         _, *batches = engine.runs()
-        assert sizes(batches) == [8, 8, 4]
-        assert [sorted(batch) for batch in batches] == [numbers[:8], numbers[8:16], numbers[16:]]
+        assert [[value for value in batch if value] for batch in batches] == [numbers[:8], numbers[8:16], numbers[16:]]
+
+        rows = [[200.0, 201.0, 202.0], [203.0], [204.0], [205.0], [206.0, 207.0]]
+        _together(server, engine, first, clients[: len(rows)], [infer(*values) for values in rows])
+        assert [client.read().values for client in clients[: len(rows)]] == rows
+        assert engine.runs()[-1] == [value for values in rows for value in values]
 
         assert first.ask(infer(7)).values == [7.0]
+        assert engine.runs()[-1] == [7.0]
         (worker,) = server.status()["workers"]
-        assert worker["requests"] == 22
-        assert worker["batches"] == 5
+        assert worker["requests"] == 28
+        assert worker["batches"] == len(engine.runs()) == 7
         assert worker["cold_dispatches"] == 0
 
 
@@ -94,7 +99,7 @@ def test_pipelined_requests_share_a_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "ran"),
-    [([20], 20), ([17], 17), ([3, 1, 1, 1, 2], 8), ([5], 8), ([3], 4), ([6, 6], None), ([9, 1, 6], None), ([40, 1, 40], None)],
+    [([20], 20), ([17], 17), ([3, 1, 1, 1, 2], None), ([5], 8), ([3], 4), ([6, 6], None), ([9, 1, 6], None), ([40, 1, 40], None)],
     ids=str,
 )
 def test_rows(rows: list[int], ran: int | None, served: tuple[Server, Engine]) -> None:

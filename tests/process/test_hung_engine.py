@@ -22,32 +22,32 @@ SLACK = 15.0
 REPLACED = (r"(?i)an inference hangs", r"ended with status 70", r"Worker \(pid:\d+\) exited with code 70")
 
 
-def _owned(server: Server, pid: int, others: set[int], count: int) -> Iterator[Client]:
-    """So many connections to the worker `pid`, each of which has had an answer: the `others` stand still meanwhile."""
-    for other in others:
-        os.kill(other, SIGSTOP)
+def _owned(server: Server, pid: int, other: int) -> Client:
+    """A connection to the worker `pid`, on which an answer came: the other one stands still meanwhile."""
+    os.kill(other, SIGSTOP)
     try:
-        for _ in range(count):
-            client = Client(server)
-            assert client.ask(get("/v2/health/live")).status == 200
-            ports = {each.raddr[1:] for each in psutil.Process(pid).net_connections("tcp4")}
-            assert client.socket.getsockname()[1:] in ports
-            yield client
+        client = Client(server)
+        answer = client.ask(get("/v2/health/live"))
+        ports = {each.raddr[1:] for each in psutil.Process(pid).net_connections("tcp4")}
     finally:
-        for other in others:
-            os.kill(other, SIGCONT)
+        os.kill(other, SIGCONT)
+    assert client.socket.getsockname()[1:] in ports
+    assert not answer.closes
+    return client
 
 
 @contextmanager
 def _two(tmp_path: Path, *arguments: str) -> Iterator[tuple[Server, Engine, int, list[Client], list[Client]]]:
-    """A server of two workers: the one to hang, fourteen connections to it, and one to the other."""
+    """A server of two workers, the one to hang and another, with as many connections to each: their shares."""
     engine = Engine(tmp_path)
     engine.put()
     engine.put("other")
     with Server(tmp_path, *arguments, workers=2, request_timeout=LIMIT) as server, ExitStack() as stack:
         victim, other = (worker["pid"] for worker in server.wait_state("active", 2))
-        clients = [stack.enter_context(client) for client in _owned(server, victim, {other}, 14)]
-        well = [stack.enter_context(client) for client in _owned(server, other, {victim}, 1)]
+        clients, well = [], []
+        for _ in range(14):
+            clients.append(stack.enter_context(_owned(server, victim, other)))
+            well.append(stack.enter_context(_owned(server, other, victim)))
         yield server, engine, victim, clients, well
 
 
@@ -62,7 +62,7 @@ def _replaced(server: Server, victim: int) -> None:
 
 def test_all_who_wait_are_told(tmp_path: Path) -> None:
     """504 to all of its batch, to those queued behind it and for another model, and to the first of what was pipelined."""
-    with _two(tmp_path) as (server, engine, victim, (first, *clients, pipelining), (well,)):
+    with _two(tmp_path) as (server, engine, victim, (first, *clients, pipelining), (well, *_)):
         server.expect(*REPLACED)
         engine.hold(server, first)
         for place, client in enumerate(clients):
@@ -89,7 +89,7 @@ def test_all_who_wait_are_told(tmp_path: Path) -> None:
 
 def test_who_comes_later(tmp_path: Path) -> None:
     """Whoever sends while the engine hangs, on a connection of that worker, is told or cut off in time; a new one is served."""
-    with _two(tmp_path) as (server, engine, victim, (first, *clients), (well,)):
+    with _two(tmp_path) as (server, engine, victim, (first, *clients), (well, *_)):
         server.expect(*REPLACED)
         first.send(infer(HANGS))
         server.wait(lambda: engine.ran(HANGS), "the hang")
@@ -109,8 +109,8 @@ def test_who_comes_later(tmp_path: Path) -> None:
 
 def test_the_lock_is_held_too(tmp_path: Path) -> None:
     """A native call that hangs with the interpreter's lock lets no watchdog answer: gunicorn's own limit ends the worker."""
-    with _two(tmp_path, "--timeout", "2") as (server, engine, victim, (first, *_), (well,)):
-        server.expect("WORKER TIMEOUT", r"worker \d+ \(\w+\): (killed by|ended with)", r"Worker \(pid:\d+\)")
+    with _two(tmp_path, "--timeout", "2") as (server, engine, victim, (first, *_), (well, *_)):
+        server.expect("WORKER TIMEOUT", r"worker \d+ \(\w+\): killed by SIGKILL", r"Worker \(pid:\d+\) was sent SIGKILL")
         first.send(infer(HOLDS))
         server.wait(lambda: engine.ran(HOLDS), "the hang")
         with Repeat(lambda: well.ask(infer(7)).values, pause=0.01) as asking:
