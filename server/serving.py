@@ -25,6 +25,9 @@ _current: list[Serving] = []
 class Line(Protocol):
     """Where requests wait for their turn."""
 
+    interrupted: bool
+    """Whether a signal to the worker is raised as `SystemExit` in the midst of a request."""
+
     def admit(self) -> None:
         """Raise `BusyError` if one that comes now would wait behind too many."""
 
@@ -80,7 +83,8 @@ class Serving:
             raise BusyError(message) from error
         except BaseException as error:
             # A model may raise anything, and a panic of a library in Rust is no `Exception`; a signal of ours comes here too.
-            if isinstance(error, SystemExit | KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            asked = isinstance(error, SystemExit | KeyboardInterrupt) and self.line.interrupted
+            if asked and threading.current_thread() is threading.main_thread():
                 raise
             _log.exception("model %s failed on a request", model.key)
             message = f"model {model.name!r} failed"

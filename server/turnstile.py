@@ -20,6 +20,7 @@ class Turnstile:
 
     def __init__(self, most: int, patience: float) -> None:
         """Let `most` wait (`WARMFORK_MAX_QUEUE`), for `patience` seconds from when they came (`WARMFORK_REQUEST_TIMEOUT`)."""
+        self.interrupted = True  # by the handlers of gunicorn's own workers
         self.most = most
         self.patience = patience
         self.lock = threading.Lock()

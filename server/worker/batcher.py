@@ -65,6 +65,7 @@ class Batcher:
         self.watchdog = watchdog
         self.assistants = assistants
         self.steady_ms = steady_ms
+        self.interrupted = False
         self.most = 0
         self.patience_ns = 0
         self.queues: dict[int, Queue] = {}
@@ -79,8 +80,8 @@ class Batcher:
         self.patience_ns = int(patience * 1e9)
 
     def admit(self) -> None:
-        """Raise `BusyError` if as many requests wait as may."""
-        if self.waiting >= self.most:
+        """Raise `BusyError` if as many requests wait as may; one always may, since each does until the loop has read all."""
+        if self.waiting >= max(self.most, 1):
             raise full(self.waiting, self.most)
 
     def run(self, execute: Execute, model: Model, part: Prepared, received_ns: int) -> dict[str, Array]:

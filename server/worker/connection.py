@@ -71,6 +71,7 @@ class Connection:
         "events",
         "front",
         "head",
+        "late",
         "latest",
         "out",
         "parked",
@@ -97,6 +98,8 @@ class Connection:
         """Received, but not yet looked at, or not yet enough."""
         self.seen = 0
         """How much of it was looked at in vain."""
+        self.late = False
+        """Whether it came when the server was going away already."""
         self.head: Head | None = None
         self.arriving: Arriving | None = None
         self.reply: Reply | None = None
@@ -146,9 +149,15 @@ class Connection:
             if not data:
                 self.close()
             return
-        if not data:
+        if data:
+            self._keep(data)
+        else:
             self._end()
-            return
+
+    def _keep(self, data: bytes) -> None:
+        """Take what came, for the request at hand or the next one."""
+        if not self.ahead:
+            self.late = self.front.refusing
         self.ahead = self.ahead + data if self.ahead else data
         if self.state is State.HEAD:
             self.advance()
@@ -204,7 +213,9 @@ class Connection:
                 break
             self.seen = 0
             self.received_ns = time.monotonic_ns()
-            if head is None:
+            if self.late:
+                self.refuse(BusyError("the server is going away"))
+            elif head is None:
                 self._start(self._answer_unusual)
             else:
                 self._take(head)

@@ -63,6 +63,8 @@ class Front:
         self.leaving = False
         self.left = 0.0
         """Since when."""
+        self.refusing = False
+        """Whether what comes now is refused: the whole server is going away."""
         self.now = time.monotonic()
 
     # --- listening ---------------------------------------------------------------------------------------------------
@@ -139,6 +141,8 @@ class Front:
             self._advance()
         batcher.turn()
         self._advance()
+        # What had come when this worker began to leave has been read by now.
+        self.refusing = self.leaving and self.serving.stopping
 
     def _advance(self) -> None:
         while self.soon:

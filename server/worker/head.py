@@ -24,6 +24,7 @@ Environ = dict[str, Any]
 
 _METHODS = {b"GET": "GET", b"POST": "POST"}
 _TARGET = re.compile(rb"(/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*))?")
+_LINE = re.compile(rb"(?:GET|POST) " + _TARGET.pattern + rb" HTTP/1\.1")
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
 _NAMES = 256
@@ -96,6 +97,9 @@ class Heads:
         except IncompleteError:
             if len(data) > self.most or data.count(b"\n") != data.count(b"\r\n"):
                 return None
+            line, end, _ = data.partition(b"\r\n")
+            if end and not _LINE.fullmatch(line):
+                return None  # gunicorn judges this line before it waits for another
             raise IncompleteHeadError from None
         except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
             return None

@@ -20,7 +20,6 @@ from server.refusals import BadInputError, BusyError, LateError, ModelFailedErro
 from server.scoreboard import Scoreboard
 from server.serving import Serving
 from server.settings import Settings
-from server.states import Phase
 from tests.unit.fakes import FakeSession, echo, model
 
 HIDDEN = "/hidden/path"
@@ -49,7 +48,7 @@ def raising(error: BaseException) -> Any:
 def infer(serving: Serving, made: Any, inputs: Any, received_ns: int | None = None) -> dict[str, Any]:
     """One request, as the app runs it: admitted first; it came now if no other time is said."""
     received_ns = time.monotonic_ns() if received_ns is None else received_ns
-    serving.admit(received_ns)
+    serving.admit()
     return serving.infer(made, inputs, received_ns)
 
 
@@ -293,23 +292,6 @@ def test_late() -> None:
     with pytest.raises(LateError, match=r"^not answered within 5 s"):
         infer(serving, made, x(), time.monotonic_ns() - 6_000_000_000)
     assert (1, 3) == infer(serving, made, x(), time.monotonic_ns() - 1_000_000_000)["y"].shape
-
-
-@pytest.mark.parametrize("phase", list(Phase))
-def test_going_away(phase: Phase) -> None:
-    """A server that drains still answers; one that stops refuses what comes from then on, and says that another may answer."""
-    made = model()
-    serving = served(made)
-    before = time.monotonic_ns()
-    serving.board.enter(phase)
-    assert infer(serving, made, x(), before)
-    if phase is not Phase.STOPPING:
-        assert infer(serving, made, x())
-        return
-
-    with pytest.raises(BusyError, match="the server is going away") as refused:
-        infer(serving, made, x())
-    assert refused.value.retry_after
 
 
 def test_current() -> None:
