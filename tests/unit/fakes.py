@@ -62,6 +62,7 @@ def model(  # noqa: PLR0913 - a test names the one or two that it is about
     inputs: tuple[TensorSpec, ...] = (rows("x"),),
     outputs: tuple[TensorSpec, ...] = (rows("y"),),
     *,
+    name: str = "m",
     folder: Path = Path("models/m/1"),
     python: OperatorPython | None = None,
     index: int = 0,
@@ -69,10 +70,10 @@ def model(  # noqa: PLR0913 - a test names the one or two that it is about
     remembered: tuple[tuple[int, ...], ...] = (),
     **toml: Any,
 ) -> Model:
-    """A model m/1 around `answer` that runs batches of 1, 2 and 4 rows; `toml` is what its `model.toml` says."""
+    """A model around `answer` that runs batches of 1, 2 and 4 rows; `toml` is what its `model.toml` says."""
     declared = ModelToml(**{"batch_sizes": [1, 2, 4], **toml})
     return Model(
-        files=ModelFiles("m", int(folder.name), folder, declared),
+        files=ModelFiles(name, int(folder.name), folder, declared),
         python=python or OperatorPython(),
         session=FakeSession(answer, inputs, outputs),
         platform="fake",

@@ -20,6 +20,7 @@ from server.refusals import BadInputError, BusyError, LateError, ModelFailedErro
 from server.scoreboard import Scoreboard
 from server.serving import Serving
 from server.settings import Settings
+from server.states import Phase
 from tests.unit.fakes import FakeSession, echo, model
 
 HIDDEN = "/hidden/path"
@@ -292,6 +293,19 @@ def test_late() -> None:
     with pytest.raises(LateError, match=r"^not answered within 5 s"):
         infer(serving, made, x(), time.monotonic_ns() - 6_000_000_000)
     assert (1, 3) == infer(serving, made, x(), time.monotonic_ns() - 1_000_000_000)["y"].shape
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_going_away(phase: Phase) -> None:
+    """What has reached a worker is answered, whatever the server is about to do: it is the listener that lets nobody in."""
+    made = model()
+    serving = served(made)
+    before = time.monotonic_ns()
+    serving.board.enter(phase)
+
+    assert (x()["x"] == infer(serving, made, x(), before)["y"]).all()
+    assert (x()["x"] == infer(serving, made, x())["y"]).all()
+    assert (phase is Phase.STOPPING) == serving.stopping
 
 
 def test_current() -> None:
