@@ -22,9 +22,7 @@ from gunicorn_h1c._parser_fast import IncompleteError  # the package shows anoth
 
 Environ = dict[str, Any]
 
-_METHODS = {b"GET": "GET", b"POST": "POST"}
-_TARGET = re.compile(rb"(/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*))?")
-_LINE = re.compile(rb"(?:GET|POST) " + _TARGET.pattern + rb" HTTP/1\.1")
+_LINE = re.compile(rb"(GET|POST) ((/(?!/)[A-Za-z0-9\-._~!$&'()*+,;=:@/]*)(?:\?([A-Za-z0-9\-._~!$&'()*+,;=:@/?%]*))?) HTTP/1\.1")
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
 _NAMES = 256
@@ -83,38 +81,35 @@ class Heads:
             return {}, {}
         environ |= {"REMOTE_ADDR": client[0], "REMOTE_PORT": str(client[1])}
         environ |= {"SERVER_NAME": server[0], "SERVER_PORT": str(server[1])}
-        return environ, {_key(name): value for name, value in schemes.items()}
+        return environ, {_key(name): value for name, value in schemes.items() if "_" not in name}
 
     def read(self, data: bytes, seen: int, environ: Environ, schemes: Mapping[str, str]) -> Head | None:
         """Read the head at the start of `data`, of which `seen` bytes were tried before; None if it is not plain.
 
         Raises `IncompleteHeadError` if it has no end yet.
         """
-        if not self.plain or not environ:
+        end = data.find(b"\r\n")
+        line = _LINE.fullmatch(data, 0, end) if end >= 0 else None
+        # A line that is there must be right: gunicorn judges it before it waits for another.
+        if not self.plain or not environ or (end >= 0 and not line):
             return None
         try:
             request = parse_request_fast(data, seen, **self.limits)
         except IncompleteError:
-            if len(data) > self.most or data.count(b"\n") != data.count(b"\r\n"):
-                return None
-            line, end, _ = data.partition(b"\r\n")
-            if end and not _LINE.fullmatch(line):
-                return None  # gunicorn judges this line before it waits for another
-            raise IncompleteHeadError from None
+            if len(data) <= self.most and data.count(b"\n") == data.count(b"\r\n"):
+                raise IncompleteHeadError from None
+            return None
         except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
             return None
-        target = _TARGET.fullmatch(request.path)
-        method = _METHODS.get(request.method)
-        # The C parser takes empty lines before the request, several spaces in its line, and lines that end in LF alone.
-        strict = data.startswith(b"%b %b HTTP/1.1\r\n" % (request.method, request.path))
-        lines = data.count(b"\r\n", 0, request.consumed)
-        if target is None or method is None or not strict or lines != request.header_count + 2:
+        # The C parser takes lines that end in LF alone.
+        if not line or data.count(b"\r\n", 0, request.consumed) != request.header_count + 2:
             return None
         environ = environ.copy()
-        environ["REQUEST_METHOD"] = method
-        environ["RAW_URI"] = request.path.decode("latin-1")
-        environ["PATH_INFO"] = target[1].decode("latin-1")
-        environ["QUERY_STRING"] = (target[2] or b"").decode("latin-1")
+        method, target, path, query = line.groups(b"")
+        environ["REQUEST_METHOD"] = method.decode("latin-1")
+        environ["RAW_URI"] = target.decode("latin-1")
+        environ["PATH_INFO"] = path.decode("latin-1")
+        environ["QUERY_STRING"] = query.decode("latin-1")
         for name, value in request.headers:
             key = self.keys.get(name) or self._learn(name)
             if not key or key in environ:

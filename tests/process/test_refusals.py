@@ -104,7 +104,7 @@ def test_full_queue(room: int, tmp_path: Path) -> None:
 
 
 def test_hung_inference(tmp_path: Path) -> None:
-    """Who waits for an inference that never ends gets 504; its worker shows its stacks and is replaced; who comes later is served."""
+    """Who waits for an inference that never ends gets 504; its worker shows its stacks and is replaced."""
     with _engine(tmp_path, request_timeout=1) as engine:
         server = engine.server
         server.expect("an inference hangs", "ended with status 70", r"Worker \(pid:\d+\) exited with code 70")
