@@ -66,10 +66,13 @@ class _Wires:
 @contextmanager
 def _connected(port: int, connections: int, record: Record) -> Iterator[_Wires]:
     wires = _Wires(port, connections)
-    yield wires
-    record.reopened = sum(wire.reopened for wire in wires.all)
-    for wire in wires.all:
-        wire.close()
+    try:
+        yield wires
+        record.reopened = sum(wire.reopened for wire in wires.all)
+    finally:
+        for wire in wires.all:
+            wire.close()
+        wires.poll.close()
 
 
 def closed(port: int, request: bytes, connections: int, seconds: float) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +158,9 @@ class Scoreboard:
     """A mapping of the shared page. `fd` may be handed to another process, over exec too."""
 
     def __init__(self, fd: int) -> None:
-        """Map the page behind `fd`, as made by `create`."""
+        """Map the page behind `fd`, as made by `create`, and own `fd` from now on."""
         self.fd = fd
+        weakref.finalize(self, os.close, fd)
         size = os.fstat(fd).st_size
         self.memory = mmap.mmap(fd, size)
         count = (size - HEADER.itemsize - 2 * TEXT) // SLOT.itemsize

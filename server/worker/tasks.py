@@ -28,6 +28,7 @@ class Tasks:
             task = self.idle.pop()
         else:
             task = greenlet(self._serve, self.hub)
+            task.switch()
             self.count += 1
         task.switch(work)
 
@@ -35,9 +36,9 @@ class Tasks:
         """Wait, in the greenlet of some work, until somebody switches to it."""
         self.hub.switch()
 
-    def _serve(self, work: Work) -> None:
+    def _serve(self) -> None:
         me = getcurrent()
         while True:
-            work()
+            # Neither a name here nor the greenlet's arguments hold work that is done: its body, its answer.
+            self.hub.switch()()
             self.idle.append(me)
-            work = self.hub.switch()

@@ -131,12 +131,12 @@ class Desk:
         for name, value in {"keepalive": 75, "http_parser": "python", **self.config}.items():
             cfg.set(name, value)
         read = Settings.read({f"WARMFORK_{name}": text for name, text in self.settings.items()})
-        self.serving = Serving(self.models, Scoreboard.create(2), 0, read)
+        served = self.serving = Serving(self.models, Scoreboard.create(2), 0, read)
         self.loop, self.tasks = Loop(), Tasks()
         self.batcher = Hesitant(self.tasks, Watchdog(lambda: None), Assistants(self.loop), self.serving.steady_ms)
         self.batcher.limit(read.max_queue, read.request_timeout)
         self.serving.line = self.batcher
-        self.office = Office(cfg, self.wsgi or app.create(lambda: self.serving))
+        self.office = Office(cfg, self.wsgi or app.create(lambda: served))
         self.front = Front(self.office, self.loop, self.tasks, self.batcher, self.serving)
         logger.propagate, logger.handlers[:] = True, []
 
@@ -153,7 +153,9 @@ class Desk:
             self.end()
 
     def end(self) -> None:
-        """Leave time and logging as they were."""
+        """Leave time and logging as they were, and let go of all descriptors at once."""
+        del self.serving.line
+        self.loop.epoll.close()
         self.patch.undo()
         logger = logging.getLogger("gunicorn.error")
         logger.setLevel(self.logged[0])

@@ -64,14 +64,18 @@ class Line:
     ) -> None:
         """Serve `models`; `steady` says how many milliseconds each shape takes."""
         assistants = assistants or Assistants(Loop())
-        self.bitten: list[float] = []
+        bitten = self.bitten = list[float]()
         self.loop = assistants.loop
         self.tasks = Tasks()
-        self.watchdog = Watchdog(lambda: self.bitten.append(time.monotonic()))
+        self.watchdog = Watchdog(lambda: bitten.append(time.monotonic()))
         self.serving = Serving(models, Scoreboard.create(1), 0, Settings.read({"WARMFORK_REQUEST_TIMEOUT": f"{LONG:g}"}))
         self.batcher = Batcher(self.tasks, self.watchdog, assistants, steady or self.serving.steady_ms)
         self.batcher.limit(most, LONG)
         self.serving.line = self.batcher
+
+    def close(self) -> None:
+        """Let go of the page and its descriptors at once, though the two hold each other."""
+        del self.serving.line
 
     def ask(self, model: Model, given: Array, ago: float = 0.0) -> Asked:
         """A request that came `ago` seconds ago; it has parked, or is done, when this returns."""

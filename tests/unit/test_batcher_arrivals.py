@@ -150,3 +150,4 @@ def test_everybody_gets_his_own(steps: list[Arrival | Leaving | Turn], time: str
         assert isinstance(made.session, FakeSession)
         assert {run["x"].shape for run in made.session.runs} <= set(made.shapes())
     assert 0 == line.serving.board.slots["models"]["cold"].sum()
+    line.close()
