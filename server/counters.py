@@ -10,11 +10,17 @@ import numpy as np
 
 from server.models.model import Model
 from server.models.shapes import Shape
-from server.scoreboard import BUCKETS, MAX_AXES, MAX_BATCH_SIZES, MAX_MODELS, MODEL, Scoreboard, word
+from server.scoreboard import BUCKETS, MAX_AXES, MAX_BATCH_SIZES, MAX_MODELS, Scoreboard, word
 
 _REQUESTS, _ERRORS, _DURATIONS, _SUM = map(word, ("requests", "errors", "durations", "duration_sum"))
 _MODELS = [word("models", index) for index in range(MAX_MODELS)]
-_FIELD = {name: word("models", 0, name) - _MODELS[0] for name in MODEL.names or ()}
+_SUCCESS, _SUCCESS_NS, _FAIL, _FAIL_NS, _ROWS, _BATCHES, _QUEUE_NS, _INPUT_NS, _INFER_NS, _OUTPUT_NS, _LAST_MS, _COLD, _SIZES = (
+    word("models", 0, name) - _MODELS[0]
+    for name in (
+        *("success", "success_ns", "fail", "fail_ns", "rows", "batches"),
+        *("queue_ns", "input_ns", "infer_ns", "output_ns", "last_ms", "cold", "sizes"),
+    )
+)
 _SIZE = word("models", 0, "sizes", 1) - word("models", 0, "sizes")
 
 
@@ -35,13 +41,18 @@ class Counters:
             return
         size = model.plan.rows(shape)
         with self.lock:
-            self._add(model, batches=1, rows=rows, queue_ns=queue_ns, infer_ns=infer_ns, cold=int(cold))
-            first = _MODELS[model.index] + _FIELD["sizes"]
+            words, model_at = self.words, _MODELS[model.index]
+            words[model_at + _BATCHES] += 1
+            words[model_at + _ROWS] += rows
+            words[model_at + _QUEUE_NS] += queue_ns
+            words[model_at + _INFER_NS] += infer_ns
+            words[model_at + _COLD] += cold
+            first = model_at + _SIZES
             for place in range(first, first + _SIZE * MAX_BATCH_SIZES, _SIZE):
-                if self.words[place] in (0, size):
-                    self.words[place] = size
-                    self.words[place + 1] += 1
-                    self.words[place + 2] += infer_ns
+                if words[place] in (0, size):
+                    words[place] = size
+                    words[place + 1] += 1
+                    words[place + 2] += infer_ns
                     break
 
     def remember(self, model: Model, shape: Shape) -> None:
@@ -62,8 +73,12 @@ class Counters:
             return
         with self.lock:
             took = self._request(received_ns)
-            self._add(model, success=1, success_ns=took, input_ns=input_ns, output_ns=output_ns)
-            self.words[_MODELS[model.index] + _FIELD["last_ms"]] = time.time_ns() // 1_000_000
+            words, model_at = self.words, _MODELS[model.index]
+            words[model_at + _SUCCESS] += 1
+            words[model_at + _SUCCESS_NS] += took
+            words[model_at + _INPUT_NS] += input_ns
+            words[model_at + _OUTPUT_NS] += output_ns
+            words[model_at + _LAST_MS] = time.time_ns() // 1_000_000
 
     def refused(self, model: Model | None, received_ns: int) -> None:
         """One request got an error."""
@@ -73,7 +88,8 @@ class Counters:
             took = self._request(received_ns)
             self.words[_ERRORS] += 1
             if model is not None:
-                self._add(model, fail=1, fail_ns=took)
+                self.words[_MODELS[model.index] + _FAIL] += 1
+                self.words[_MODELS[model.index] + _FAIL_NS] += took
 
     def _request(self, received_ns: int) -> int:
         took = time.monotonic_ns() - received_ns
@@ -81,8 +97,3 @@ class Counters:
         self.words[_DURATIONS + bisect.bisect_left(BUCKETS, took / 1e9)] += 1
         self.floats[_SUM] += took / 1e9
         return took
-
-    def _add(self, model: Model, **fields: int) -> None:
-        first = _MODELS[model.index]
-        for name, count in fields.items():
-            self.words[first + _FIELD[name]] += count

@@ -55,3 +55,9 @@ class TensorSpec:
     def dtype(self) -> np.dtype[Any]:
         """The numpy type of this tensor."""
         return DTYPES[self.datatype]
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of `shape`, not empty, may be this tensor; axes of one name are not compared."""
+        if len(shape) != len(self.shape):
+            return False
+        return all(length and declared in (ANY, length) for declared, length in zip(self.shape, shape, strict=True))

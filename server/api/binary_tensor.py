@@ -11,6 +11,8 @@ from server.refusals import BadInputError
 from server.tensors import ANY, Array, TensorSpec
 
 _PREFIX = struct.Struct("<I")
+SMALL = 4096
+"""Bytes up to which a copy costs less than a view."""
 
 
 def decode(spec: TensorSpec, shape: tuple[int, ...], data: memoryview) -> Array:
@@ -38,6 +40,8 @@ def encode(spec: TensorSpec, array: Array) -> bytes | memoryview:
         for item in array.ravel().tolist():
             parts += (_PREFIX.pack(len(item)), item)
         return b"".join(parts)
+    if array.nbytes <= SMALL:
+        return array.tobytes()
     # The buffer protocol does not know bfloat16, so the bytes are what is handed on.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import falcon
@@ -54,7 +54,9 @@ class Infer:
         served.answered(model, received_ns, input_ns, time.monotonic_ns() - inferred_ns)
 
 
-def _read(model: Model, env: Mapping[str, Any], came: bytes | memoryview) -> tuple[dict[str, Array], list[Wanted], str | None]:
+def _read(
+    model: Model, env: Mapping[str, Any], came: bytes | memoryview
+) -> tuple[dict[str, Array], Sequence[Wanted], str | None]:
     """The inputs, the outputs that are wanted, and the request's id."""
     length = _header_length(env, len(came))
     view = memoryview(came)

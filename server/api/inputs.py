@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api import binary_tensor, json_tensor
-from server.api.request import Input, Request, refuse
+from server.api.request import ABSENT, Input, Request, refuse
 from server.models.model import Model
 from server.refusals import BadInputError
 from server.tensors import ANY, Array, TensorSpec
@@ -25,9 +25,11 @@ def read(model: Model, request: Request, rest: memoryview) -> dict[str, Array]:
             message = f"input {spec.name!r} is given twice"
             raise BadInputError(message)
         refuse(spec.name, given.parameters)
-        shape = _shape(spec, given)
+        shape = tuple(given.shape)
+        if given.datatype != spec.datatype or not spec.takes(shape):
+            raise BadInputError(_wrong(spec, given))
         size = given.parameters.binary_data_size if given.parameters else None
-        text = bytes(given.data)
+        text = b"" if given.data is ABSENT else bytes(given.data)
         if (size is None) == (not text):
             both = "both data and" if text else "neither data nor"
             message = f"input {spec.name!r} has {both} the parameter binary_data_size; one of them is needed"
@@ -59,20 +61,15 @@ def read_lone(model: Model, body: memoryview) -> dict[str, Array]:
     return {spec.name: binary_tensor.lone(spec, body)}
 
 
-def _shape(spec: TensorSpec, given: Input) -> tuple[int, ...]:
+def _wrong(spec: TensorSpec, given: Input) -> str:
+    """What is wrong with the type or the shape of an input."""
     if given.datatype != spec.datatype:
-        message = f"input {spec.name!r} must be {spec.datatype}, got {given.datatype[:64]!r}"
-        raise BadInputError(message)
+        return f"input {spec.name!r} must be {spec.datatype}, got {given.datatype[:64]!r}"
     if len(given.shape) != len(spec.shape):
-        message = f"input {spec.name!r} must have {len(spec.shape)} axes, as in {list(spec.shape)}, got {len(given.shape)}"
-        raise BadInputError(message)
+        return f"input {spec.name!r} must have {len(spec.shape)} axes, as in {list(spec.shape)}, got {len(given.shape)}"
     if any(declared not in (ANY, length) for declared, length in zip(spec.shape, given.shape, strict=True)):
-        message = f"input {spec.name!r} must have shape {list(spec.shape)}, where -1 is any length; got {given.shape}"
-        raise BadInputError(message)
-    if 0 in given.shape:
-        message = f"input {spec.name!r} must have at least 1 along every axis, got shape {given.shape}"
-        raise BadInputError(message)
-    return tuple(given.shape)
+        return f"input {spec.name!r} must have shape {list(spec.shape)}, where -1 is any length; got {given.shape}"
+    return f"input {spec.name!r} must have at least 1 along every axis, got shape {given.shape}"
 
 
 def _names(specs: list[TensorSpec] | tuple[TensorSpec, ...]) -> str:

@@ -72,6 +72,7 @@ class IndexRequest(Struct, frozen=True):
     ready: bool = False
 
 
+_SHARED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 _request = msgspec.json.Decoder(Request)
 _index = msgspec.json.Decoder(IndexRequest)
 
@@ -108,10 +109,11 @@ def refuse(name: str, parameters: InputParameters | OutputParameters | None) -> 
     """Raise `BadInputError` if the parameters of tensor `name` ask for what this server does not do."""
     if parameters is None:
         return
-    for field in parameters.__struct_fields__:
-        if field.startswith("shared_memory") and getattr(parameters, field) is not UNSET:
-            message = f"{field} of {name[:64]!r}: no shared memory that a client names is read; send the data in the body"
-            raise BadInputError(message)
+    asked = [field for field in _SHARED if getattr(parameters, field) is not UNSET]
+    if asked:
+        field = asked[0]
+        message = f"{field} of {name[:64]!r}: no shared memory that a client names is read; send the data in the body"
+        raise BadInputError(message)
     if isinstance(parameters, OutputParameters) and parameters.classification is not UNSET:
         message = f"classification of {name[:64]!r}: this server gives tensors, not classes; ask for the output without it"
         raise BadInputError(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ class Response(msgspec.Struct, omit_defaults=True, frozen=True):
 _encoder = msgspec.json.Encoder()
 
 
-def wanted(model: Model, request: Request) -> list[Wanted]:
+def wanted(model: Model, request: Request) -> Sequence[Wanted]:
     """The outputs that `request` asks for, in its order; all if it names none.
 
     Raises `BadInputError` for an output that the model has not, or that is asked for twice or in a way we refuse.
@@ -67,7 +68,8 @@ def wanted(model: Model, request: Request) -> list[Wanted]:
     return result
 
 
-def everything(model: Model, *, binary: bool) -> list[Wanted]:
+@lru_cache(64)
+def everything(model: Model, *, binary: bool) -> Sequence[Wanted]:
     """All outputs, in the model's order."""
     return [Wanted(spec, binary) for spec in model.outputs]
 

@@ -44,7 +44,7 @@ class Prepared:
         return self.shape[1:]
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     """One version of one model, as a process holds it."""
 
@@ -99,7 +99,7 @@ class Model:
         """The model's version."""
         return self.files.version
 
-    @property
+    @cached_property
     def key(self) -> str:
         """`name/version`."""
         return self.files.key
@@ -133,12 +133,13 @@ class Model:
                     raise  # a library's text is not meant for clients, and may be about anything
                 raise BadInputError(str(error)) from error
             _expect(self.taken, made, "preprocess")
-        for part in self._parts(made):
-            ready = part
-            if self.text:
-                ready = {**part, **self.text.encode(part[self.text.name], self.plan.inputs)}
-            came = self.plan.measure(ready)
-            yield Prepared(ready, self._fit(came), came)
+        return map(self._prepared, self._parts(made))
+
+    def _prepared(self, part: Tensors) -> Prepared:
+        if self.text:
+            part = {**part, **self.text.encode(part[self.text.name], self.plan.inputs)}
+        came = self.plan.measure(part)
+        return Prepared(part, self._fit(came), came)
 
     @cached_property
     def _fit(self) -> Callable[[Shape], Shape]:
@@ -164,6 +165,8 @@ class Model:
 
     def run(self, parts: Sequence[Prepared], shape: Shape) -> dict[str, Array]:
         """Run the engine once, in `shape`, on the rows of all `parts`."""
+        if len(parts) == 1 and parts[0].came == shape:
+            return self.session.run(parts[0].inputs)
         return self.session.run(self.plan.stack([part.inputs for part in parts], shape))
 
     def share(self, outputs: Tensors, parts: Sequence[Prepared]) -> list[dict[str, Array]]:
@@ -173,15 +176,15 @@ class Model:
         starts = itertools.accumulate((part.came[0] for part in parts), initial=0)
         return [self.plan.cut(outputs, part.came, start) for part, start in zip(parts, starts, strict=False)]
 
-    def finish(self, made: Sequence[tuple[Prepared, Tensors]], inputs: Tensors) -> dict[str, Array]:
+    def finish(self, made: Sequence[tuple[Prepared, dict[str, Array]]], inputs: Tensors) -> dict[str, Array]:
         """Turn what each part got into what the client gets; raise `ModelFailedError` if it is not what was declared."""
         outputs, came = made[0][1], made[0][0].came
         if len(made) > 1:
             outputs = {spec.name: _join([part[spec.name] for _, part in made]) for spec in self.plan.outputs}
             came = (sum(part.came[0] for part, _ in made), *map(max, zip(*(part.came[1:] for part, _ in made), strict=True)))
-        result = dict(outputs)
+        result = outputs
         if self.python.postprocess:
-            result = self.python.postprocess(result, dict(inputs))
+            result = self.python.postprocess(dict(outputs), dict(inputs))
             _expect(self.outputs, result, "postprocess")
         for spec in self.outputs:
             if spec.name not in result or not self._fits(spec.name, result[spec.name].shape, came):

@@ -52,6 +52,8 @@ class Queue:
     jobs: deque[Job] = field(default_factory=deque)
     running: bool = False
     """While a batch of it runs beside the loop."""
+    largest: int = 1
+    """Rows of its largest batch."""
     rates: dict[Shape, list[tuple[int, float]]] = field(default_factory=dict)
     """For each shape without its rows the declared batch sizes and the milliseconds that each takes, largest first."""
 
@@ -89,6 +91,8 @@ class Batcher:
         queue = self.queues.get(id(model))
         if queue is None:
             queue = self.queues[id(model)] = Queue(model, execute)
+            if model.mixes:
+                queue.largest = model.plan.lengths[BATCH][-1]
         job = Job(part, model.plan.rows(part.came), time.monotonic_ns(), received_ns + self.patience_ns, getcurrent())
         queue.jobs.append(job)
         self.waiting += 1
@@ -113,11 +117,7 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether some model has as many rows waiting as its largest batch takes: there is nothing to wait for."""
-        return any(
-            len(queue.jobs) >= (queue.model.plan.lengths[BATCH][-1] if queue.model.mixes else 1)
-            for queue in self.queues.values()
-            if queue.jobs and not queue.running
-        )
+        return any(len(queue.jobs) >= queue.largest and not queue.running for queue in self.queues.values())
 
     def turn(self) -> None:
         """Refuse what is late, then run one batch of the model that ran longest ago, and let its requests go on."""
@@ -164,7 +164,7 @@ class Batcher:
     def _take(self, queue: Queue) -> tuple[list[Job], Shape]:
         """The oldest job and, as far as there is room, those after it that may share its batch."""
         first = queue.jobs[0]
-        if not queue.model.mixes:
+        if not queue.model.mixes or len(queue.jobs) == 1:
             queue.jobs.popleft()
             self.waiting -= 1
             return [first], first.part.shape

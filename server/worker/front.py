@@ -136,7 +136,9 @@ class Front:
         self.now = time.monotonic()
         self._advance()
         for _ in range(GATHER):
-            if not batcher.ready or batcher.full or not self.loop.turn(0):
+            # Nothing more can come where every connection waits for its batch.
+            waits = batcher.ready and not batcher.full and batcher.waiting < len(self.connections)
+            if not waits or not self.loop.turn(0):
                 break
             self._advance()
         batcher.turn()

@@ -27,6 +27,9 @@ _DIGITS = re.compile(r"[0-9]{1,15}")
 _UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
 _NAMES = 256
 """How many spellings of field names are remembered: those that clients use, not those that somebody makes up."""
+_HEADS = 256
+_LONG = 2048
+"""How many heads are remembered, and of how many bytes at most."""
 
 
 class IncompleteHeadError(Exception):
@@ -69,6 +72,7 @@ class Heads:
         loose = cfg.permit_unconventional_http_method or cfg.permit_unconventional_http_version or cfg.casefold_http_method
         self.plain = not loose and not hooked and "SCRIPT_NAME" not in os.environ
         self.keys: dict[bytes, str] = {}
+        self.known: dict[bytes, Head] = {}
         self.base: Environ = {**base_environ(cfg), "wsgi.multithread": True, "wsgi.url_scheme": "http", "SCRIPT_NAME": ""}
 
     def begin(self, client: Any, server: Any) -> tuple[Environ, Mapping[str, str]]:
@@ -88,15 +92,37 @@ class Heads:
 
         Raises `IncompleteHeadError` if it has no end yet.
         """
+        if not self.plain or not environ:
+            return None
+        # PERF: a client with a pool sends the same head again and again; what it means depends on nothing but its bytes.
+        end = data.find(b"\r\n\r\n")
+        known = self.known.get(data[:end]) if end >= 0 else None
+        if known is None:
+            known = self._parse(data, seen)
+            if known is None:
+                return None
+            if len(self.known) == _HEADS:
+                self.known.clear()
+            if end < _LONG:
+                self.known[data[:end]] = known
+        environ = {**environ, **known.environ}
+        if schemes:
+            said = [key for key in schemes if key in environ]
+            if len(said) > 1:
+                return None
+            if said:
+                environ["wsgi.url_scheme"] = "https" if environ[said[0]] == schemes[said[0]] else "http"
+        return Head(environ, known.size, known.length, known.closes, known.expects)
+
+    def _parse(self, data: bytes, seen: int) -> Head | None:
+        """The head at the start of `data`, with the part of its environ that is the client's."""
         end = data.find(b"\r\n")
         line = _LINE.fullmatch(data, 0, end) if end >= 0 else None
-        # A line that is there must be right: gunicorn judges it before it waits for another.
-        if not self.plain or not environ or (end >= 0 and not line):
-            return None
         try:
             request = parse_request_fast(data, seen, **self.limits)
         except IncompleteError:
-            if len(data) <= self.most and data.count(b"\n") == data.count(b"\r\n"):
+            # gunicorn judges the first line, and ends of lines, before it waits for more.
+            if len(data) <= self.most and (line or end < 0) and data.count(b"\n") == data.count(b"\r\n"):
                 raise IncompleteHeadError from None
             return None
         except Exception:  # noqa: BLE001 - gunicorn says what is wrong with it
@@ -104,33 +130,19 @@ class Heads:
         # The C parser takes lines that end in LF alone.
         if not line or data.count(b"\r\n", 0, request.consumed) != request.header_count + 2:
             return None
-        environ = environ.copy()
-        method, target, path, query = line.groups(b"")
-        environ["REQUEST_METHOD"] = method.decode("latin-1")
-        environ["RAW_URI"] = target.decode("latin-1")
-        environ["PATH_INFO"] = path.decode("latin-1")
-        environ["QUERY_STRING"] = query.decode("latin-1")
+        parts = [part.decode("latin-1") for part in line.groups(b"")]
+        environ: Environ = dict(zip(("REQUEST_METHOD", "RAW_URI", "PATH_INFO", "QUERY_STRING"), parts, strict=True))
         for name, value in request.headers:
             key = self.keys.get(name) or self._learn(name)
             if not key or key in environ:
                 return None
             environ[key] = value.decode("latin-1")
-        return self._framed(request.consumed, environ, schemes)
-
-    def _framed(self, size: int, environ: Environ, schemes: Mapping[str, str]) -> Head | None:
-        text = environ.get("CONTENT_LENGTH", "0")
-        if not _DIGITS.fullmatch(text):
+        length = environ.get("CONTENT_LENGTH", "0")
+        expects = environ.get("HTTP_EXPECT", "").lower()
+        if not _DIGITS.fullmatch(length) or expects not in ("", "100-continue") or (not expects and "HTTP_EXPECT" in environ):
             return None
-        expects = "HTTP_EXPECT" in environ
-        if expects and environ["HTTP_EXPECT"].lower() != "100-continue":
-            return None
-        said = [key for key in schemes if key in environ]
-        if len(said) > 1:
-            return None
-        if said:
-            environ["wsgi.url_scheme"] = "https" if environ[said[0]] == schemes[said[0]] else "http"
         closes = environ.get("HTTP_CONNECTION", "").lower().strip(" \t") == "close"
-        return Head(environ, size, int(text), closes, expects)
+        return Head(environ, request.consumed, int(length), closes, bool(expects))
 
     def _learn(self, name: bytes) -> str:
         """The environ's key for a field; empty if the field is not plain."""

@@ -14,21 +14,24 @@ from gunicorn.http.errors import (  # type: ignore[attr-defined] # the stubs lea
 )
 from gunicorn.http.message import TOKEN_RE
 from gunicorn.http.wsgi import HEADER_VALUE_RE, STATUS_RE  # type: ignore[attr-defined] # as above
-from gunicorn.util import http_date, is_hoppish
+from gunicorn.util import hop_headers, http_date
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 Write = Callable[[bytes], None]
 
 _NAMES = 64
 _names: dict[str, str] = {}
-"""Field names that were looked at before: what is sent of each, empty for one that is not (hop by hop)."""
+"""Field names that were looked at before, in lower case."""
+_statuses: set[str] = set()
+"""Statuses that were looked at before."""
+_HOPS = frozenset(hop_headers)
 _date = (0, "")
 
 
 class Reply:
     """One answer: what the app says of it, then its bytes."""
 
-    __slots__ = ("chunked", "closes", "headers", "length", "sent", "started", "status", "write")
+    __slots__ = ("bare", "chunked", "closes", "headers", "length", "sent", "started", "status", "write")
 
     def __init__(self, write: Write, *, closes: bool) -> None:
         """Hand bytes to `write`; `closes`: say that the connection ends with it."""
@@ -37,6 +40,7 @@ class Reply:
         self.status = ""
         self.headers: list[tuple[str, str]] = []
         self.length: int | None = None
+        self.bare = False
         self.chunked = False
         self.started = False
         self.sent = 0
@@ -49,22 +53,27 @@ class Reply:
         if self.status and not exc_info:
             message = "Response headers already set!"
             raise AssertionError(message)
-        if not STATUS_RE.fullmatch(status):
+        if status not in _statuses and not _is_status(status):
             message = f"Invalid status {status!r}"
             raise ValueError(message)
-        self.closes = self.closes or ends(headers)
         self.status = status
+        # An answer of such a status has no body.
+        self.bare = status.startswith(("204", "304", "1"))
         self.headers = []
         self.length = None
+        # PERF: a value is right if all its characters are, so all values are looked at together.
+        right = HEADER_VALUE_RE.fullmatch("".join([value for _, value in headers]))
         for name, value in headers:
             known = _names.get(name)
             if known is None:
                 known = _learn(name)
-            if not HEADER_VALUE_RE.fullmatch(value):
+            if not right and not HEADER_VALUE_RE.fullmatch(value):
                 raise InvalidResponseHeader(repr(name))
             if known == "content-length":
                 self.length = int(value)
-            if known:
+            if known == "connection":
+                self.closes = self.closes or value.lower() == "close"
+            elif known not in _HOPS:
                 self.headers.append((name, value.strip(" \t")))
         return self.body
 
@@ -86,11 +95,6 @@ class Reply:
             self.body(b"", last=True)
         elif self.chunked:
             self.write(b"0\r\n\r\n")
-
-    @property
-    def bare(self) -> bool:
-        """Whether an answer of this status has no body."""
-        return self.status[:3] in ("204", "304") or self.status.startswith("1")
 
     @property
     def short(self) -> bool:
@@ -115,7 +119,7 @@ class Reply:
         if self.chunked:
             self.sent += len(data)
             return b"%X\r\n%b\r\n" % (len(data), data)
-        data = data[: (self.length or 0) - self.sent]
+        data = data[: max(0, (self.length or 0) - self.sent)]
         self.sent += len(data)
         return data
 
@@ -128,10 +132,16 @@ def ends(headers: Sequence[tuple[str, str]]) -> bool:
 def _learn(name: str) -> str:
     if not TOKEN_RE.fullmatch(name):
         raise InvalidResponseHeaderName(repr(name))
-    known = "" if is_hoppish(name) else name.lower()
+    known = name.lower()
     if len(_names) < _NAMES:
         _names[sys.intern(name)] = known
     return known
+
+
+def _is_status(status: str) -> bool:
+    if STATUS_RE.fullmatch(status) and len(_statuses) < _NAMES:
+        _statuses.add(status)
+    return bool(STATUS_RE.fullmatch(status))
 
 
 def _now() -> str:
