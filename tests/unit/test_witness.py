@@ -27,22 +27,21 @@ def begin() -> None:
 
 
 def end() -> None:
-    """End all of them."""
+    """End all of them; the kernel shows a thread for a moment after its end."""
+    left, deadline = len(tasks()) - len(_begun), time.monotonic() + 10
     _stop.set()
     while _begun:
         _begun.pop().join()
     _stop.clear()
+    while len(tasks()) > left and time.monotonic() < deadline:
+        os.sched_yield()
 
 
 @pytest.fixture(autouse=True)
 def none_left() -> Iterator[None]:
-    """No thread outlives its test; the kernel shows one for a moment after its end."""
-    before = len(tasks())
+    """No thread outlives its test."""
     yield
     end()
-    deadline = time.monotonic() + 10
-    while len(tasks()) > before and time.monotonic() < deadline:
-        os.sched_yield()
 
 
 @pytest.mark.parametrize(
