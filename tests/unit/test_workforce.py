@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.barrier import Point
+from server.master import succession
 from server.master import workforce as module
 from server.master.master import Master
 from server.master.slots import Slots
@@ -150,6 +152,14 @@ class Server:
     def signalled(self) -> list[int]:
         """The ages of those who were told to leave."""
         return [worker.age for worker in self.workers if worker.signals]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heap() -> Iterator[None]:
+    """The heap of the tests is not frozen before forks that there are not: what hangs together in it would stay for ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(succession, "settle_heap", lambda: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
