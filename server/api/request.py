@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct
+from msgspec.structs import replace
 
+from server.api import skeleton
 from server.refusals import BadInputError
 
 Length = Annotated[int, Meta(ge=0, le=1 << 31)]
@@ -83,9 +85,27 @@ INVALID = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def parse(text: bytes | memoryview) -> Request:
     """Read a request; raise `BadInputError` saying what in it is wrong."""
     try:
-        return _request.decode(text)
+        return (len(text) >= skeleton.LONG and _parse_long(bytes(text))) or _request.decode(text)
     except INVALID as error:
         raise BadInputError(explain("the request", error)) from error
+
+
+def _parse_long(text: bytes) -> Request | None:
+    """A request whose lists are taken out first; None where one of them is not an input's own."""
+    parts = skeleton.split(text)
+    if parts is None:
+        return None
+    bare, lists = parts
+    try:
+        request = _request.decode(bare)
+    except INVALID:
+        return None  # what is wrong is told of the text that came
+    places = [bytes(given.data) for given in request.inputs if given.data is not ABSENT]
+    if places != [b"%d" % place for place in range(len(lists))]:
+        return None
+    rest = iter(lists)
+    inputs = [given if given.data is ABSENT else replace(given, data=Raw(next(rest))) for given in request.inputs]
+    return replace(request, inputs=inputs)
 
 
 def parse_index(text: bytes | memoryview) -> IndexRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import time
@@ -98,6 +99,23 @@ def test_memory() -> None:
 
     assert {} == processes.memory(pid)
     assert 0 == processes.private_bytes(pid)
+
+
+def test_a_worker_keeps_its_heap() -> None:
+    """Memory of a large request's size is not faulted in again for each request."""
+
+    def child() -> int:
+        processes.share_heap()
+        faults = []
+        for _ in range(20):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            blocks = [bytes(size) for _ in range(4)]
+            del blocks
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return int(sum(faults[10:]) > size // resource.getpagesize())
+
+    size = 4 << 20
+    assert 0 == ended(processes.fork_child(child))
 
 
 @pytest.mark.parametrize("name", ["plain", "a) Z (b"])

@@ -1,0 +1,33 @@
+"""A request without its long lists of numbers, which need not be read twice: as part of the request, and as numbers."""
+
+from __future__ import annotations
+
+import re
+
+LONG = 1 << 14
+"""Bytes of a request from which on it pays to take its lists out."""
+
+# A quote without a backslash before it begins or ends a string, so that this is a key wherever the rest is JSON.
+_KEY = re.compile(rb'(?<!\\)"data"\s*:\s*')
+_OPEN, _CLOSE, _QUOTE = b"[", b"]", b'"'
+
+
+def split(text: bytes) -> tuple[bytes, list[bytes]] | None:
+    """`text` with its place among the lists instead of each list that is a value of `data`, and the lists.
+
+    None if some value of `data` is no flat list without strings: then nothing is known of where it ends.
+    """
+    pieces: list[bytes] = []
+    lists: list[bytes] = []
+    at = 0
+    while key := _KEY.search(text, at):
+        begin = key.end()
+        end = text.find(_CLOSE, begin) + 1
+        if not end or not text.startswith(_OPEN, begin):
+            return None
+        if text.find(_OPEN, begin + 1, end) >= 0 or text.find(_QUOTE, begin, end) >= 0:
+            return None
+        pieces += (text[at:begin], b"%d" % len(lists))
+        lists.append(text[begin:end])
+        at = end
+    return b"".join([*pieces, text[at:]]), lists
