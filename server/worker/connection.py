@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-import sys
 import time
-from collections import deque
-from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -16,10 +13,11 @@ from greenlet import getcurrent, greenlet
 
 from server.environ import HEADER_LENGTH, RECEIVED
 from server.refusals import AbandonedError, BusyError, RefusalError, SlowError, TooLargeError, too_large
-from server.worker import unusual
+from server.worker import plain, unusual
 from server.worker.content import Arriving, Content
 from server.worker.error_page import refusal
 from server.worker.head import Head, IncompleteHeadError
+from server.worker.outgoing import Outgoing
 from server.worker.reply import Reply
 
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ class Connection:
         """Who answers the request at hand."""
         self.parked = ""
         """What it waits for here: to `read` or to `write`."""
-        self.out: deque[memoryview] = deque()
+        self.out = Outgoing(sock)
         self.done = False
         """Whether the answer is complete but for what is in `out`."""
         self.closes = False
@@ -197,7 +195,7 @@ class Connection:
             self._begin(self.arriving.content())  # the app says what is missing
         elif self.parked == "read":
             self._resume()
-        elif self.reply and not self.reply.started and not self.out:
+        elif self.reply and not self.reply.started and not self.out.size:
             # Is it gone, or has it only said all that it had to say? Any client takes this, one that is gone answers by a reset.
             self._say(_CONTINUE)
 
@@ -282,35 +280,9 @@ class Connection:
         self.front.tasks.start(work)
 
     def _answer(self) -> None:
-        """Run the app on a plain request, in a task."""
         assert self.head  # noqa: S101 - as above
-        environ = self.head.environ
         self.task = getcurrent()
-        self.reply = reply = Reply(self.send, closes=self.closing(wanted=self.head.closes))
-        try:
-            result = self.front.app(environ, reply.start)
-            try:
-                self._write(reply, result)
-            finally:
-                if hasattr(result, "close"):
-                    result.close()
-            self.front.log_access(reply, environ, self.received_ns)
-        except AbandonedError:
-            self.close()
-        except BaseException:  # noqa: BLE001 - whatever an app raises, the others are served on
-            self.fail(sys.exc_info()[1], f"{environ['REQUEST_METHOD']} {environ['RAW_URI']}", started=reply.started)
-        else:
-            self.finish(closes=reply.closes or reply.short)
-
-    def _write(self, reply: Reply, result: Iterable[bytes]) -> None:
-        if isinstance(result, list) and len(result) == 1:
-            reply.body(result[0], last=True)
-            return
-        for data in result:
-            reply.body(data)
-            if len(self.out) > 1 and sum(map(len, self.out)) > UNSENT:
-                self._park("write")
-        reply.end()
+        plain.answer(self, self.front, self.head)
 
     def _answer_unusual(self) -> None:
         self.head = self.reply = None
@@ -333,7 +305,7 @@ class Connection:
     @property
     def speaking(self) -> bool:
         """Whether a part of an answer has been sent."""
-        return bool(self.out) or (self.reply is not None and self.reply.started)
+        return self.out.size > 0 or (self.reply is not None and self.reply.started)
 
     def closing(self, *, wanted: bool) -> bool:
         """Whether the connection ends with the next answer: as the client wants, or since others should have it."""
@@ -373,7 +345,7 @@ class Connection:
             return
         self.closes = closes
         self.done = True
-        if not self.out:
+        if not self.out.size:
             self._next()
 
     def _next(self) -> None:
@@ -394,19 +366,13 @@ class Connection:
         """Send, or keep what the client does not take now."""
         if self.state is State.CLOSED:
             raise AbandonedError
-        sent = 0
         try:
-            if not self.out:
-                sent = self.sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            pass
+            kept = self.out.send(data)
         except OSError:
             self.close()
             raise AbandonedError from None
-        if sent < len(data):
-            rest = memoryview(data)[sent:]
-            self.out.append(rest)
-            self.hold(len(rest))
+        if kept:
+            self.hold(kept)
             self.deadline = self.front.now + SILENT_SECONDS
             self._watch(self.events | select.EPOLLOUT)
 
@@ -423,26 +389,25 @@ class Connection:
     """gunicorn's `Response` writes to this connection as to a socket."""
 
     def _flush(self) -> None:
-        while self.out:
-            try:
-                sent = self.sock.send(self.out[0])
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self.lose()
-                return
-            self.hold(-sent)
+        try:
+            self.hold(-self.out.flush())
+        except OSError:
+            self.lose()
+            return
+        if self.out.size:
             self.deadline = self.front.now + SILENT_SECONDS
-            if sent < len(self.out[0]):
-                self.out[0] = self.out[0][sent:]
-            else:
-                self.out.popleft()
+            return
         self._watch(self.events & ~select.EPOLLOUT)
         self.deadline = FOREVER
         if self.parked == "write":
             self._resume()
         elif self.done:
             self._next()
+
+    def drain(self) -> None:
+        """Wait, in a task, until the client has taken what is kept, if that is much."""
+        if self.out.size > UNSENT:
+            self._park("write")
 
     # --- waiting and ending --------------------------------------------------------------------------------------------
 
@@ -477,7 +442,7 @@ class Connection:
 
     def release(self) -> None:
         """Hold no more than what has still to be sent."""
-        self.hold(sum(map(len, self.out)) - self.reserved)
+        self.hold(self.out.size - self.reserved)
 
     def expire(self) -> None:
         """The deadline has passed."""
@@ -493,7 +458,7 @@ class Connection:
             self.refuse(SlowError(message))
         elif self.parked == "read" and self.task:
             self.task.throw(TimeoutError(f"the client sent nothing for {SILENT_SECONDS:g} s"))
-        elif self.parked or self.out:
+        elif self.parked or self.out.size:
             self.lose()
         else:
             self.close()

@@ -74,6 +74,7 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
         try:
             for item in result:
                 response.write(item)
+                connection.drain()
             response.close()
         finally:
             front.log.access(response, request, environ, datetime.now() - begun)  # noqa: DTZ005 - as above

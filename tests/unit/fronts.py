@@ -216,13 +216,13 @@ class Desk:
             assert each.state is not State.CLOSED
             assert (each.state is State.BODY) == (each.arriving is not None)
             if each.state is State.BUSY:
-                assert each.task or (each.done and each.out), "nobody answers"
+                assert each.task or (each.done and each.out.size), "nobody answers"
             else:
                 assert each.task is None
             if each.state is State.LINGER:
-                assert not each.out
+                assert not each.out.size
             if each.done:
-                assert each.out
+                assert each.out.size
 
 
 @dataclass(eq=False)

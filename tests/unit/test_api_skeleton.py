@@ -31,7 +31,9 @@ def whole(**more: Any) -> dict[str, Any]:
     return {"inputs": [one(), one("y", "INT64", [4, 5]), one("s", "BYTES", ["a", "b"])], **more}
 
 
-BOTH_WAYS = json.dumps({"inputs": [one(), one("y", "INT64", [4, 5]), one("s", "BYTES", ["a"], parameters={"binary_data_size": 0})]})
+BOTH_WAYS = json.dumps(
+    {"inputs": [one(), one("y", "INT64", [4, 5]), one("s", "BYTES", ["a"], parameters={"binary_data_size": 0})]}
+)
 NUMBERS = json.dumps({"inputs": [one(), one("y", "INT64", [4, 5])]})
 CASES = [
     json.dumps(whole()),
