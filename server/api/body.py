@@ -74,7 +74,7 @@ def read(environ: Mapping[str, Any], limit: int) -> bytes | memoryview:
             body = _chunked(source.read, limit)
         else:
             body = _sized(getattr(source, "take", source.read), _length(environ), limit)
-    except TimeoutError as error:
+    except (TimeoutError, SlowError) as error:
         raise SlowBodyError(str(error)) from error
     except _UNREADABLE as error:
         message = "the body could not be read: it ended early, came too slowly or is not chunked as HTTP says"

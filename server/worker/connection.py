@@ -18,7 +18,6 @@ from server.worker.content import Arriving, Content
 from server.worker.error_page import refusal
 from server.worker.head import Head, IncompleteHeadError
 from server.worker.outgoing import Outgoing
-from server.worker.reply import Reply
 
 if TYPE_CHECKING:
     from server.worker.front import Front
@@ -74,12 +73,12 @@ class Connection:
         "out",
         "parked",
         "received_ns",
-        "reply",
         "reserved",
         "schemes",
         "seen",
         "server",
         "sock",
+        "speaking",
         "state",
         "task",
     )
@@ -100,7 +99,6 @@ class Connection:
         """Whether it came when the server was going away already."""
         self.head: Head | None = None
         self.arriving: Arriving | None = None
-        self.reply: Reply | None = None
         self.received_ns = 0
         self.latest = FOREVER
         """When the head or the body at hand must be there."""
@@ -111,6 +109,8 @@ class Connection:
         self.parked = ""
         """What it waits for here: to `read` or to `write`."""
         self.out = Outgoing(sock)
+        self.speaking = False
+        """Whether a part of the answer has been sent, so that no other can be given."""
         self.done = False
         """Whether the answer is complete but for what is in `out`."""
         self.closes = False
@@ -118,7 +118,7 @@ class Connection:
         self.ended = False
         """Whether the client will send no more."""
         self.events = select.EPOLLIN
-        self.deadline = front.now + front.keepalive
+        self.deadline = front.now + max(front.keepalive, HEAD_SECONDS)
         front.loop.add(sock.fileno(), self.on_event)
 
     def on_event(self, event: int) -> None:
@@ -195,7 +195,7 @@ class Connection:
             self._begin(self.arriving.content())  # the app says what is missing
         elif self.parked == "read":
             self._resume()
-        elif self.reply and not self.reply.started and not self.out.size:
+        elif self.state is State.BUSY and self.head and not self.speaking:
             # Is it gone, or has it only said all that it had to say? Any client takes this, one that is gone answers by a reset.
             self._say(_CONTINUE)
 
@@ -270,6 +270,10 @@ class Connection:
         self.reserve(len(data))
         return data
 
+    def hurry(self) -> None:
+        """All is said: what may still come of the body must come soon."""
+        self.latest = self.front.now + LINGER_SECONDS
+
     # --- answering ---------------------------------------------------------------------------------------------------
 
     def _start(self, work: Any) -> None:
@@ -285,7 +289,7 @@ class Connection:
         plain.answer(self, self.front, self.head)
 
     def _answer_unusual(self) -> None:
-        self.head = self.reply = None
+        self.head = None
         self.task = getcurrent()
         self.latest = self.front.now + HEAD_SECONDS
         unusual.answer(self, self.front)
@@ -302,16 +306,14 @@ class Connection:
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
 
-    @property
-    def speaking(self) -> bool:
-        """Whether a part of an answer has been sent."""
-        return self.out.size > 0 or (self.reply is not None and self.reply.started)
-
     def closing(self, *, wanted: bool) -> bool:
-        """Whether the connection ends with the next answer: as the client wants, or since others should have it."""
-        if wanted or not (self.front.leaving or self.front.surplus > 0) or self._pipelined():
-            return wanted
-        self.front.surplus -= 1
+        """Whether the connection ends with the next answer: as somebody wants it, or since other workers should have it."""
+        front = self.front
+        if wanted or not front.keepalive or front.overdue:
+            return True
+        if not (front.leaving or front.surplus > 0) or self._pipelined():
+            return False
+        front.surplus -= 1
         return True
 
     def _pipelined(self) -> bool:
@@ -324,23 +326,26 @@ class Connection:
     def refuse(self, error: RefusalError) -> None:
         """Answer with an error of ours, and read no other request."""
         self.front.refused(self.received_ns)
-        self.state = State.BUSY
-        with suppress(AbandonedError):
-            self.send(refusal(error.status, str(error), error.retry_after))
-        self.finish(closes=True)
+        self.conclude(refusal(error.status, str(error), error.retry_after))
 
-    def fail(self, error: BaseException | None, what: str, *, started: bool) -> None:
-        """Log what an app raised and answer with 500, if it has not begun to answer."""
+    def fail(self, error: BaseException, what: str) -> None:
+        """Log what an app raised and answer with 500."""
         self.front.log.error("Error handling request %s", what, exc_info=error)
-        if not started:
+        self.conclude(refusal(500, "the server failed on this request"))
+
+    def conclude(self, answer: bytes) -> None:
+        """Give a whole answer, which is the last one; nothing where half of another was given: its missing end says it all."""
+        if self.state in (State.HEAD, State.BODY):
+            self.state = State.BUSY
+        if self.state is State.BUSY and not self.speaking:
             with suppress(AbandonedError):
-                self.send(refusal(500, "the server failed on this request"))
+                self.sendall(answer)
         self.finish(closes=True)
 
     def finish(self, *, closes: bool) -> None:
         """The answer is complete: go on once it is sent."""
         self.release()
-        self.task = self.head = self.reply = None
+        self.task = self.head = None
         if self.state is State.CLOSED:
             return
         self.closes = closes
@@ -349,7 +354,7 @@ class Connection:
             self._next()
 
     def _next(self) -> None:
-        self.done = False
+        self.speaking = self.done = False
         if self.closes:
             self._linger()
             return
@@ -385,8 +390,10 @@ class Connection:
             if task:
                 task.throw(AbandonedError())
 
-    sendall = send
-    """gunicorn's `Response` writes to this connection as to a socket."""
+    def sendall(self, data: bytes) -> None:
+        """Send a part of an answer. gunicorn's `Response`, too, calls it so."""
+        self.speaking = True
+        self.send(data)
 
     def _flush(self) -> None:
         try:
@@ -457,7 +464,7 @@ class Connection:
             self.arriving = None
             self.refuse(SlowError(message))
         elif self.parked == "read" and self.task:
-            self.task.throw(TimeoutError(f"the client sent nothing for {SILENT_SECONDS:g} s"))
+            self.task.throw(SlowError(f"the client sent nothing for {SILENT_SECONDS:g} s"))
         elif self.parked or self.out.size:
             self.lose()
         else:

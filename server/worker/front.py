@@ -63,6 +63,8 @@ class Front:
         self.leaving = False
         self.left = 0.0
         """Since when."""
+        self.overdue = False
+        """Whether it should have left by now: a client that always has one more request does not keep it for ever."""
         self.refusing = False
         """Whether what comes now is refused: the whole server is going away."""
         self.now = time.monotonic()
@@ -158,6 +160,7 @@ class Front:
                 connection.expire()
             elif self.leaving and connection.idle and self.now - self.left > QUIET_SECONDS:
                 connection.quit()
+        self.overdue = self.leaving and self.now - self.left > self.cfg.graceful_timeout
         board, slot = self.serving.board, self.serving.slot
         board.slots["waiting"][slot] = self.batcher.waiting
         self.surplus = surplus(board, slot, len(self.connections))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from server.refusals import AbandonedError
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 def answer(connection: Connection, front: Front, head: Head) -> None:
     """Answer one request of `connection`, in a task."""
     environ = head.environ
-    connection.reply = reply = Reply(connection.send, closes=connection.closing(wanted=head.closes))
+    reply = Reply(connection.sendall, closes=connection.closing(wanted=head.closes))
     try:
         result = front.app(environ, reply.start)
         try:
@@ -34,8 +33,7 @@ def answer(connection: Connection, front: Front, head: Head) -> None:
         front.log_access(reply, environ, connection.received_ns)
     except AbandonedError:
         connection.close()
-    except BaseException:  # noqa: BLE001 - whatever an app raises, the others are served on
-        what = f"{environ['REQUEST_METHOD']} {environ['RAW_URI']}"
-        connection.fail(sys.exc_info()[1], what, started=reply.started)
+    except BaseException as error:  # noqa: BLE001 - whatever an app raises, the others are served on
+        connection.fail(error, f"{environ['REQUEST_METHOD']} {environ['RAW_URI']}")
     else:
         connection.finish(closes=reply.closes or reply.short)

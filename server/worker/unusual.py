@@ -13,7 +13,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import Unreader
 
 from server.environ import RECEIVED
-from server.refusals import AbandonedError, RefusalError, SlowError
+from server.refusals import AbandonedError, RefusalError
 from server.worker.reply import ends
 
 if TYPE_CHECKING:
@@ -45,13 +45,12 @@ def answer(connection: Connection, front: Front) -> None:
         closes = _answer(request, connection, front)
     except (AbandonedError, NoMoreData, StopIteration):  # gone, or gone before it had said all
         connection.close()
-    except TimeoutError as error:
-        connection.refuse(SlowError(str(error)))
     except RefusalError as error:
         connection.refuse(error)
     except ParseException as error:
-        connection.send(front.error_page(request, connection.client, error))
-        connection.finish(closes=True)
+        connection.conclude(front.error_page(request, connection.client, error))
+    except BaseException as error:  # noqa: BLE001 - whatever an app or a hook raises, the others are served on
+        connection.fail(error, f"{request.method} {request.uri}" if request else "that was not read")
     else:
         if not closes:
             connection.ahead = source.take_buffered() + connection.ahead
@@ -80,16 +79,12 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
             front.log.access(response, request, environ, datetime.now() - begun)  # noqa: DTZ005 - as above
             if hasattr(result, "close"):
                 result.close()
-    except (AbandonedError, OSError, ParseException):
-        raise
-    except BaseException:  # whatever an app raises, the others are served on
-        front.log.exception("Error handling request %s %s", request.method, request.uri)
-        if not response.headers_sent:
-            connection.send(front.error_page(request, connection.client, RuntimeError()))
-        return True
     finally:
-        front.cfg.post_request(front.worker, request, environ, response)
-    return response.should_close() or request.body.failed or not _drained(request.body)
+        try:
+            front.cfg.post_request(front.worker, request, environ, response)
+        except Exception:  # the answer is the same, whatever a hook does afterwards; as gunicorn's workers
+            front.log.exception("Exception in post_request hook")
+    return response.should_close() or request.body.failed or not _drained(request.body, connection)
 
 
 def _start(response: Any, status: str, headers: Any, exc_info: Any = None) -> Any:
@@ -99,6 +94,10 @@ def _start(response: Any, status: str, headers: Any, exc_info: Any = None) -> An
     return response.start_response(status, headers, exc_info)
 
 
-def _drained(body: Any) -> bool:
-    """Whether the rest of a body could be read, so that what follows is the next request."""
-    return any(not body.read(1024) for _ in range(_LEFT))
+def _drained(body: Any, connection: Connection) -> bool:
+    """Whether the rest of a body could be read, so that what follows is the next request. Nothing is refused: all was said."""
+    connection.hurry()
+    try:
+        return any(not body.read(1024) for _ in range(_LEFT))
+    except (RefusalError, ParseException, OSError):
+        return False

@@ -122,6 +122,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         """Put it together as the worker class does."""
+        self.clients: list[Client] = []
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
         self.clock.install(self.patch)
@@ -156,6 +157,8 @@ class Desk:
         """Leave time and logging as they were, and let go of all descriptors at once."""
         del self.serving.line
         self.loop.epoll.close()
+        for client in self.clients:
+            client.sock.close()
         self.patch.undo()
         logger = logging.getLogger("gunicorn.error")
         logger.setLevel(self.logged[0])
@@ -165,7 +168,8 @@ class Desk:
         """A connection."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        return Client(ours, self.front.open(theirs, THERE, HERE))
+        self.clients.append(Client(ours, self.front.open(theirs, THERE, HERE)))
+        return self.clients[-1]
 
     def turn(self, times: int = 1) -> None:
         """Turn the loop without waiting."""

@@ -195,8 +195,6 @@ class Machine(RuleBasedStateMachine):
                 self.desk.check()
             self.desk.clean()
         finally:
-            for talker in self.talkers:
-                talker.client.sock.close()
             self.desk.end()
 
     def compare(self, talker: Talker, *, left: bool) -> None:
