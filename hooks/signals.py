@@ -18,7 +18,7 @@ from gunicorn.arbiter import Arbiter
 
 from server.exits import AskedToStopError
 from server.master.master import Master
-from server.processes import hold_signals, release_signals
+from server.processes import any_ended, hold_signals, release_signals
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.5
@@ -68,8 +68,9 @@ def install(arbiter: Arbiter, master: Master) -> None:
 
     def handle_chld() -> None:
         try:
-            ends.update(master.watch(arbiter.WORKERS))
-            reap()
+            if any_ended():  # looked at first: gunicorn takes the status of whatever ends between our look and its own
+                ends.update(master.watch(arbiter.WORKERS))
+                reap()
             master.tick()
         finally:
             _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)

@@ -82,6 +82,14 @@ def _be_child(parent: int, run: Callable[[], int]) -> NoReturn:
         os._exit(status)
 
 
+def any_ended() -> bool:
+    """Whether a child of this process has ended and nobody has asked how."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
 def alive(pid: int, parent: int) -> bool:
     """Whether `pid` exists, has not ended and is a child of `parent`: an id that was given to someone else is not ours."""
     try:

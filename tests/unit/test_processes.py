@@ -118,6 +118,23 @@ def test_a_worker_keeps_its_heap() -> None:
     assert 0 == ended(processes.fork_child(child))
 
 
+def test_any_ended() -> None:
+    """A child that has ended is seen until somebody has asked how; one that lives is not."""
+
+    def parent() -> int:  # a process of its own: this one may have other children
+        ours, theirs = os.pipe()
+        pid = processes.fork_child(lambda: len(os.read(ours, 1)) - 1)
+        seen = [processes.any_ended()]
+        os.write(theirs, b"x")
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        seen.append(processes.any_ended())
+        ended(pid)
+        seen.append(processes.any_ended())
+        return int(seen != [False, True, False])
+
+    assert 0 == ended(processes.fork_child(parent))
+
+
 @pytest.mark.parametrize("name", ["plain", "a) Z (b"])
 def test_alive(name: str) -> None:
     """A child lives until it has ended, reaped or not, whatever it calls itself; nobody else's child is ours."""
