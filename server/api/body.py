@@ -9,6 +9,7 @@ from typing import Any
 
 from gunicorn.http.errors import ParseException
 
+from server.environ import RESERVE
 from server.refusals import BadInputError, SlowError, TooLargeError, too_large
 
 STEP = 1 << 16
@@ -47,7 +48,7 @@ class TooLargeBodyError(TooLargeError):
         It would only see a reset connection otherwise. One that sends far too much is on its own.
         """
         left = self._bound
-        with suppress(*_UNREADABLE):
+        with suppress(*_UNREADABLE, SlowError):
             while left > 0 and (part := self._source(min(left, STEP))):
                 left -= len(part)
 
@@ -80,7 +81,7 @@ def read(environ: Mapping[str, Any], limit: int) -> bytes | memoryview:
         message = "the body could not be read: it ended early, came too slowly or is not chunked as HTTP says"
         raise BrokenBodyError(message) from error
     wbits = _CODINGS[coding]
-    return body if wbits is None else _unpack(body, coding, wbits, limit)
+    return body if wbits is None else _unpack(body, coding, wbits, limit, environ.get(RESERVE, int))
 
 
 def _length(environ: Mapping[str, Any]) -> int:
@@ -117,7 +118,7 @@ def _chunked(source: Callable[[int], bytes], limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _unpack(body: bytes | memoryview, coding: str, wbits: int, limit: int) -> bytes:
+def _unpack(body: bytes | memoryview, coding: str, wbits: int, limit: int, reserve: Callable[[int], object]) -> bytes:
     view, parts, place, size = memoryview(body), [], 0, 0
     for _ in range(MEMBERS):
         decoder = zlib.decompressobj(wbits)
@@ -136,6 +137,7 @@ def _unpack(body: bytes | memoryview, coding: str, wbits: int, limit: int) -> by
             if size > limit:
                 message = f"the body must be at most {limit} bytes (WARMFORK_MAX_BODY), unpacked it is more"
                 raise TooLargeError(message)
+            reserve(len(part))
             parts.append(part)
         place -= len(decoder.unused_data)
         if place == len(body):

@@ -87,12 +87,13 @@ class BatchingWorker(Worker):
         self.front.listen(self.sockets)
         due = 0.0
         while self.front.connections or not self.front.leaving:
-            self.front.turn(TICK)
+            self.front.read(TICK)
             if self.front.now >= due:
                 due = self.front.now + TICK
                 self.notify()
                 self.front.tick()
                 self._look()
+            self.front.work()
         self.watchdog.stop()
 
     def count_request(self) -> None:

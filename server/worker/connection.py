@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
 
-from server.environ import HEADER_LENGTH, RECEIVED
+from server.environ import HEADER_LENGTH, RECEIVED, RESERVE
 from server.refusals import AbandonedError, BusyError, RefusalError, SlowError, TooLargeError, too_large
 from server.worker import plain, unusual
 from server.worker.content import Arriving, Content
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HEAD_SECONDS = 5.0
 """From the first byte of a head to its last."""
 SILENT_SECONDS = 5.0
-"""How long a client may send nothing of a body, or take nothing of its answer."""
+"""How long a client may send nothing of a body, or take too little of its answer."""
 LINGER_SECONDS = 2.0
 """How long a connection that we close is read, so that a client that is still sending reads its answer first."""
 RECEIVE = 1 << 14
@@ -34,6 +34,8 @@ AHEAD = 1 << 16
 """Bytes that are received of a client's next requests while one is being answered."""
 UNSENT = 1 << 18
 """Bytes of an answer that wait for the client before the app is asked for more of it."""
+TAKEN = 1 << 16
+"""Bytes of an answer that a client must take in `SILENT_SECONDS`: it is held for all others meanwhile."""
 FOREVER = float("inf")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -80,6 +82,7 @@ class Connection:
         "sock",
         "speaking",
         "state",
+        "taken",
         "task",
     )
 
@@ -109,6 +112,8 @@ class Connection:
         self.parked = ""
         """What it waits for here: to `read` or to `write`."""
         self.out = Outgoing(sock)
+        self.taken = 0
+        """Bytes of it that the client has taken since its deadline was set."""
         self.speaking = False
         """Whether a part of the answer has been sent, so that no other can be given."""
         self.done = False
@@ -190,7 +195,7 @@ class Connection:
         self.ended = True
         self._watch(self.events & ~select.EPOLLIN)
         if self.state is State.HEAD:
-            self.close()
+            self.advance()
         elif self.state is State.BODY and self.arriving:
             self._begin(self.arriving.content())  # the app says what is missing
         elif self.parked == "read":
@@ -213,6 +218,8 @@ class Connection:
             self.received_ns = time.monotonic_ns()
             if self.late:
                 self.refuse(BusyError("the server is going away"))
+            elif self.front.held > self.front.most_held:
+                self.refuse(self.front.laden())
             elif head is None:
                 self._start(self._answer_unusual)
             else:
@@ -224,6 +231,7 @@ class Connection:
         """Take a plain request: begin it, or wait for its body."""
         self.head = head
         head.environ[RECEIVED] = self.received_ns
+        head.environ[RESERVE] = self.reserve
         if head.length > self.front.max_body:
             self.refuse(TooLargeError(too_large(f"{head.length} bytes", self.front.max_body)))
             return
@@ -267,7 +275,8 @@ class Connection:
             self._park("read")
             self.deadline = FOREVER
         data, self.ahead = self.ahead, b""
-        self.reserve(len(data))
+        if not self.speaking:  # else it is read to be thrown away
+            self.reserve(len(data))
         return data
 
     def hurry(self) -> None:
@@ -378,8 +387,12 @@ class Connection:
             raise AbandonedError from None
         if kept:
             self.hold(kept)
-            self.deadline = self.front.now + SILENT_SECONDS
+            self._await_taking()
             self._watch(self.events | select.EPOLLOUT)
+
+    def _await_taking(self) -> None:
+        self.taken = 0
+        self.deadline = self.front.now + SILENT_SECONDS
 
     def _say(self, data: bytes) -> None:
         """Send, from the loop and not from a task."""
@@ -397,12 +410,15 @@ class Connection:
 
     def _flush(self) -> None:
         try:
-            self.hold(-self.out.flush())
+            went = self.out.flush()
         except OSError:
             self.lose()
             return
+        self.hold(-went)
+        self.taken += went
         if self.out.size:
-            self.deadline = self.front.now + SILENT_SECONDS
+            if self.taken >= TAKEN:
+                self._await_taking()
             return
         self._watch(self.events & ~select.EPOLLOUT)
         self.deadline = FOREVER
@@ -440,11 +456,9 @@ class Connection:
         self.front.held += size
 
     def reserve(self, size: int) -> None:
-        """Hold `size` bytes for a body. Raises `BusyError` where all bodies together would be too much."""
+        """Hold `size` bytes for a body. Raises `BusyError` where all that is held would be too much."""
         if self.front.held + size > self.front.most_held:
-            most = self.front.most_held
-            message = f"{self.front.held} bytes of requests and answers are held in this worker, at most {most} may be"
-            raise BusyError(message)
+            raise self.front.laden()
         self.hold(size)
 
     def release(self) -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from wsgiref.types import WSGIApplication
 
+from server.refusals import BusyError
 from server.serving import Serving
 from server.worker.batcher import Batcher
 from server.worker.connection import Connection, State
@@ -133,7 +134,12 @@ class Front:
 
     def turn(self, timeout: float) -> None:
         """Read all that is readable, then run one batch. Waits for at most `timeout` seconds if there is nothing to do."""
-        batcher = self.batcher
+        self.read(timeout)
+        self.work()
+
+    def read(self, timeout: float) -> None:
+        """Begin all that is readable. Waits for at most `timeout` seconds if there is nothing to do."""
+        batcher, left = self.batcher, self.leaving
         self.loop.turn(0 if batcher.ready or self.soon else timeout)
         self.now = time.monotonic()
         self._advance()
@@ -143,17 +149,23 @@ class Front:
             if not waits or not self.loop.turn(0):
                 break
             self._advance()
-        batcher.turn()
-        self._advance()
         # What had come when this worker began to leave has been read by now.
-        self.refusing = self.leaving and self.serving.stopping
+        self.refusing = left and self.serving.stopping
+
+    def work(self) -> None:
+        """Run one batch, and go on with what its clients have sent meanwhile."""
+        self.batcher.turn()
+        self._advance()
 
     def _advance(self) -> None:
         while self.soon:
             self.soon.popleft().advance()
 
     def tick(self) -> None:
-        """What is done a few times a second: deadlines, a look at the page, whether there is room again."""
+        """What is done a few times a second: deadlines, a look at the page, whether there is room again.
+
+        After `read`: what came in time while a batch ran is not late.
+        """
         self.now = time.monotonic()
         for connection in list(self.connections.values()):
             if connection.deadline < self.now:
@@ -181,6 +193,10 @@ class Front:
     def count_request(self) -> None:
         """One more request; gunicorn's `max_requests` may want this worker to leave."""
         self.worker.count_request()
+
+    def laden(self) -> BusyError:
+        """The refusal of what would have to be held beyond the bound."""
+        return BusyError(f"{self.held} bytes of requests and answers are held in this worker, at most {self.most_held} may be")
 
     def refused(self, received_ns: int) -> None:
         """Count a request that the app never saw."""

@@ -12,7 +12,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import Unreader
 
-from server.environ import RECEIVED
+from server.environ import RECEIVED, RESERVE
 from server.refusals import AbandonedError, RefusalError
 from server.worker.reply import ends
 
@@ -66,6 +66,7 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
     response, environ = made
     environ["wsgi.multithread"] = True
     environ[RECEIVED] = time.monotonic_ns()
+    environ[RESERVE] = connection.reserve
     if connection.closing(wanted=False):
         response.force_close()
     try:
