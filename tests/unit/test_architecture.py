@@ -26,6 +26,14 @@ def test_states() -> None:
     assert TABLE == drawn
 
 
+def test_worker() -> None:
+    """The table of the worker's files has each of them once, and no other."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "server" / "worker").glob("*.py")} - {"__init__.py"}
+
+    assert sorted(files) == sorted(name.strip("`") for name, _ in _rows(text, "worker"))
+
+
 def test_places() -> None:
     """Every file and folder that the table of places names is there, and every package is named."""
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
