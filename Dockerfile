@@ -1,9 +1,13 @@
 # docker run -p 8000:8000 -p 8001:8001 -v ./models:/models:ro warmfork
 #
 # Without torch: --build-arg EXTRAS=text. The CPU build of torch comes from its own index; PyPI's brings gigabytes of CUDA.
-# There is no compiler inside: a model with torch.compile = true needs an image of yours with g++.
+# The image has no compiler: a model with torch.compile = true needs an image of yours with g++.
 
 FROM python:3.11-slim AS builder
+# gunicorn_h1c has no wheels for Linux.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # pip reads the version there; the code itself does not go into the venv.
