@@ -60,7 +60,7 @@ def _onnx(models: Path, say: Say) -> Found:
 
 
 def _torch(models: Path, say: Say) -> Found:
-    """One worker and many; then the many again, once all of their threads have had requests, and once more."""
+    """One worker and many; then the many again, once each has had many requests, and once more."""
     rows = repository.row(1, repository.WIDTH)
     whole, short = infer("wide", rows), infer("wide", {"x": rows["x"] + 1})
     more = [short if number % WHOLE else whole for number in range(LATER)]

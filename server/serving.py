@@ -36,7 +36,7 @@ class Line(Protocol):
 
 
 class Serving:
-    """The models of one worker and the one way to run them. Safe from several threads."""
+    """The models of one worker and the one way to run them. As safe from several threads as its line is."""
 
     def __init__(self, models: Sequence[Model], board: Scoreboard, slot: int, settings: Settings) -> None:
         """Serve `models` from `slot` of `board`."""

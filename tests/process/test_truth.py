@@ -84,8 +84,8 @@ def test_probes_during_a_load(tmp_path: Path, record_property: Record) -> None:
 
 
 def test_probes_while_all_are_busy(tmp_path: Path, record_property: Record) -> None:
-    """While every thread of every worker is in an inference of 5 seconds, probes are answered within 100 ms."""
-    with server_in("serving", tmp_path, "--threads", "2") as scene, _probed(scene.server, record_property):
+    """While every worker is in an inference of 5 seconds, probes are answered within 100 ms."""
+    with server_in("serving", tmp_path) as scene, _probed(scene.server, record_property):
         scene.gated.close("request", BUSY.format(start="gate.stat().st_mtime", seconds=5))
         asked = [scene.pool.submit(scene.server.infer, "gated", HELD, 60) for _ in range(4)]
         scene.server.wait(lambda: len(set(scene.gated.came("request"))) == 2, "every worker to be busy")

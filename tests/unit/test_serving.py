@@ -131,7 +131,7 @@ def test_errors(caplog: pytest.LogCaptureFixture, error: Exception, kind: type[R
 
 @pytest.mark.parametrize("error", [SystemExit(5), KeyboardInterrupt(), GeneratorExit(), BaseException(HIDDEN)])
 def test_what_is_no_exception(caplog: pytest.LogCaptureFixture, error: BaseException) -> None:
-    """A model that raises what ends a process, or a panic of a library, in a thread of the pool fails as any other does."""
+    """A model that raises what ends a process, or a panic of a library, in any thread but the main one fails as others do."""
     made = model(raising(error))
     serving = served(made)
 
