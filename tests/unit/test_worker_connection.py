@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from tests.unit.fronts import Client, Desk, chunked, get, post
+from tests.unit.fronts import Client, Desk, binary, chunked, get, post
 
 LIVE = get("/v2/health/live")
 
@@ -127,3 +130,82 @@ def test_one_more_for_ever() -> None:
         assert [False] * 10 == [answer.says_close for answer in answers[:10]]
         assert answers[-1].says_close
         assert client.ended
+
+
+def packed(size: int) -> bytes:
+    """An inference padded to `size` bytes, as gzip."""
+    head, _, body = post(1.0).partition(b"\r\n\r\n")
+    small = gzip.compress(body.ljust(size))
+    length = b"Content-Length: %d" % len(body)
+    return head.replace(length, b"Content-Encoding: gzip\r\nContent-Length: %d" % len(small)) + b"\r\n\r\n" + small
+
+
+def test_what_is_unpacked_is_held() -> None:
+    """Small bodies that become large ones are bounded by what they become, all together."""
+    with Desk({"MAX_BODY": "1 MiB"}) as desk:
+        desk.batcher.held = True
+        clients = [desk.open() for _ in range(8)]
+        for client in clients:
+            client.send(packed(1 << 20))
+            desk.turn()
+        desk.batcher.held = False
+        desk.settle(clients)
+        assert [200] * 4 + [503] * 4 == sorted(answer.status for client in clients for answer in client.answers())
+        assert serves(desk)
+
+
+def test_answers_that_nobody_takes() -> None:
+    """When unread answers fill the bound, what comes next is refused; when they are cut off, it is served again."""
+    with Desk({"MAX_BODY": "1 MiB"}) as desk:
+        deaf = [desk.open() for _ in range(64)]
+        for client in deaf:
+            client.send(binary(1.0, "wide", 4))
+            desk.turn()
+        assert desk.front.held < (4 << 20) + (1 << 20)
+        assert not serves(desk)
+        desk.wait(6)
+        assert 0 == desk.front.held
+        assert serves(desk)
+
+
+@pytest.mark.parametrize(("most", "whole"), [(1 << 12, False), (1 << 17, True)])
+def test_who_takes_too_little(most: int, *, whole: bool) -> None:
+    """A client may take its answer bit by bit as long as it takes enough; one that only keeps it from ending may not."""
+    with Desk() as desk:
+        client = desk.open()
+        client.send(binary(1.0, "wide", 4))
+        desk.turn()
+        for _ in range(300):
+            with suppress(BlockingIOError):
+                client.came += client.sock.recv(most)
+            desk.wait(2)
+            if desk.front.connections == {}:
+                break
+        assert whole == (client.answers() != [])
+
+
+def test_half_closed_with_the_last_of_an_answer() -> None:
+    """A client that takes its answer and then says that it sends no more gets what it asked for before."""
+    with Desk() as desk:
+        client = desk.open()
+        client.send(binary(1.0, "wide", 4) + LIVE)
+        desk.turn(3)
+        assert desk.front.held > 0
+        client.read()
+        client.sock.shutdown(socket.SHUT_WR)
+        assert [200, 200] == [status for status, _ in told(desk, client)]
+
+
+@pytest.mark.parametrize("size", [1, 40, len(post(1.0)) - 1])
+def test_what_came_while_a_batch_ran(size: int) -> None:
+    """The rest of a request that came in time is not late because the loop had no time to read it."""
+    with Desk() as desk:
+        client = desk.open()
+        client.send(post(1.0)[:size])
+        desk.turn()
+        client.send(post(1.0)[size:])
+        desk.clock.added += 20
+        desk.front.read(0)
+        desk.front.tick()
+        desk.front.work()
+        assert [(200, False)] == told(desk, client)
