@@ -45,7 +45,7 @@ def post_worker_init(worker: Any) -> None:
     boot.warm()
     exchange = getattr(worker, "exchange", None) or through_app(worker.wsgi)
     most, worker.max_requests = worker.max_requests, sys.maxsize  # the requests of our own do not count
-    boot.prove(serving.current(), worker.cfg.threads, exchange)
+    boot.prove(serving.current(), getattr(worker, "callers", worker.cfg.threads), exchange)
     worker.nr, worker.max_requests = 0, most
     boot.wait()
     worker.init_signals()

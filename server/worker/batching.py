@@ -36,6 +36,8 @@ _NOT_OURS = ("permit_obsolete_folding", "strip_header_spaces")
 class BatchingWorker(Worker):
     """A worker that batches what is ready; gunicorn starts and ends it as any other."""
 
+    callers = 1
+    """How many threads call a model at once, whatever gunicorn's `threads` says."""
     asked_ns = 0
     """When a TERM came, by the monotonic clock; 0 before."""
 

@@ -485,8 +485,9 @@ class Connection:
             self.close()
 
     def quit(self) -> None:
-        """Nothing was asked for in a while, and nothing will be answered any more."""
-        self._linger()
+        """Close, since nothing was asked for in a while; what has come this very moment is answered first."""
+        if not self.asks:
+            self.close()
 
     def lose(self) -> None:
         """The client is gone: drop its request, wherever that waits."""
