@@ -7,6 +7,7 @@ import socket
 import time
 from contextlib import suppress
 from enum import Enum, auto
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from greenlet import getcurrent, greenlet
@@ -70,6 +71,7 @@ class Connection:
         "events",
         "front",
         "head",
+        "interim",
         "late",
         "latest",
         "out",
@@ -114,6 +116,8 @@ class Connection:
         self.out = Outgoing(sock)
         self.taken = 0
         """Bytes of it that the client has taken since its deadline was set."""
+        self.interim = False
+        """Whether the client understands an interim answer: its head was read, and is of HTTP/1.1."""
         self.speaking = False
         """Whether a part of the answer has been sent, so that no other can be given."""
         self.done = False
@@ -200,7 +204,7 @@ class Connection:
             self._begin(self.arriving.content())  # the app says what is missing
         elif self.parked == "read":
             self._resume()
-        elif self.state is State.BUSY and self.head and not self.speaking:
+        elif self.state is State.BUSY and self.interim and not self.speaking:
             # Is it gone, or has it only said all that it had to say? Any client takes this, one that is gone answers by a reset.
             self._say(_CONTINUE)
 
@@ -275,8 +279,6 @@ class Connection:
             self._park("read")
             self.deadline = FOREVER
         data, self.ahead = self.ahead, b""
-        if not self.speaking:  # else it is read to be thrown away
-            self.reserve(len(data))
         return data
 
     def hurry(self) -> None:
@@ -294,11 +296,11 @@ class Connection:
 
     def _answer(self) -> None:
         assert self.head  # noqa: S101 - as above
-        self.task = getcurrent()
+        self.task, self.interim = getcurrent(), True
         plain.answer(self, self.front, self.head)
 
     def _answer_unusual(self) -> None:
-        self.head = None
+        self.head, self.interim = None, False
         self.task = getcurrent()
         self.latest = self.front.now + HEAD_SECONDS
         unusual.answer(self, self.front)
@@ -334,8 +336,12 @@ class Connection:
 
     def refuse(self, error: RefusalError) -> None:
         """Answer with an error of ours, and read no other request."""
+        answer = refusal(error.status, str(error), error.retry_after)
         self.front.refused(self.received_ns)
-        self.conclude(refusal(error.status, str(error), error.retry_after))
+        if self.head:
+            told = SimpleNamespace(status=str(error.status), headers=[], sent=len(answer))
+            self.front.access_log.write(told, self.head.environ, self.received_ns)
+        self.conclude(answer)
 
     def fail(self, error: BaseException, what: str) -> None:
         """Log what an app raised and answer with 500."""

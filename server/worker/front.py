@@ -8,20 +8,18 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, cast
 from wsgiref.types import WSGIApplication
 
 from server.refusals import BusyError
 from server.serving import Serving
+from server.worker.access_log import AccessLog
 from server.worker.batcher import Batcher
 from server.worker.connection import Connection, State
 from server.worker.error_page import ErrorPage, refusal
-from server.worker.head import Environ, Heads
+from server.worker.head import Heads
 from server.worker.loop import Loop
-from server.worker.reply import Reply
 from server.worker.share import surplus
 from server.worker.tasks import Tasks
 
@@ -41,6 +39,7 @@ class Front:
         self.worker = worker
         self.cfg = worker.cfg
         self.log = worker.log
+        self.access_log = AccessLog(worker.log)
         self.app: WSGIApplication = worker.wsgi
         self.loop = loop
         self.tasks = tasks
@@ -68,7 +67,11 @@ class Front:
         """Whether it should have left by now: a client that always has one more request does not keep it for ever."""
         self.refusing = False
         """Whether what comes now is refused: the whole server is going away."""
-        self.now = time.monotonic()
+
+    @property
+    def now(self) -> float:
+        """The monotonic clock, in seconds; never remembered, since a batch may have run in between."""
+        return time.monotonic()
 
     # --- listening ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +144,6 @@ class Front:
         """Begin all that is readable. Waits for at most `timeout` seconds if there is nothing to do."""
         batcher, left = self.batcher, self.leaving
         self.loop.turn(0 if batcher.ready or self.soon else timeout)
-        self.now = time.monotonic()
         self._advance()
         for _ in range(GATHER):
             # Nothing more can come where every connection waits for its batch.
@@ -166,13 +168,13 @@ class Front:
 
         After `read`: what came in time while a batch ran is not late.
         """
-        self.now = time.monotonic()
+        now = self.now
         for connection in list(self.connections.values()):
-            if connection.deadline < self.now:
+            if connection.deadline < now:
                 connection.expire()
-            elif self.leaving and connection.idle and self.now - self.left > QUIET_SECONDS:
+            elif self.leaving and connection.idle and now - self.left > QUIET_SECONDS:
                 connection.quit()
-        self.overdue = self.leaving and self.now - self.left > self.cfg.graceful_timeout
+        self.overdue = self.leaving and now - self.left > self.cfg.graceful_timeout
         board, slot = self.serving.board, self.serving.slot
         board.slots["waiting"][slot] = self.batcher.waiting
         self.surplus = surplus(board, slot, len(self.connections))
@@ -188,7 +190,7 @@ class Front:
                 pass
         self._listen(on=False)
         self.leaving = True
-        self.left = time.monotonic()
+        self.left = self.now
 
     def count_request(self) -> None:
         """One more request; gunicorn's `max_requests` may want this worker to leave."""
@@ -203,13 +205,6 @@ class Front:
         self.serving.refused(None, received_ns)
 
     # --- what gunicorn writes ------------------------------------------------------------------------------------------
-
-    def log_access(self, reply: Reply, environ: Environ, received_ns: int) -> None:
-        """gunicorn's access log, if one is wanted."""
-        if self.log.access_log_enabled:
-            fields = [(key[5:].replace("_", "-"), value) for key, value in environ.items() if key.startswith("HTTP_")]
-            took = timedelta(microseconds=(time.monotonic_ns() - received_ns) // 1000)
-            self.log.access(reply, SimpleNamespace(headers=fields), environ, took)
 
     def error_page(self, request: Any, client: Any, error: BaseException) -> bytes:
         """gunicorn's answer to what it could not parse, as JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from wsgiref.types import WSGIApplication
 
 from server.refusals import AbandonedError
 from server.worker.reply import Reply
@@ -10,7 +11,7 @@ from server.worker.reply import Reply
 if TYPE_CHECKING:
     from server.worker.connection import Connection
     from server.worker.front import Front
-    from server.worker.head import Head
+    from server.worker.head import Environ, Head
 
 
 def answer(connection: Connection, front: Front, head: Head) -> None:
@@ -18,22 +19,28 @@ def answer(connection: Connection, front: Front, head: Head) -> None:
     environ = head.environ
     reply = Reply(connection.sendall, closes=connection.closing(wanted=head.closes))
     try:
-        result = front.app(environ, reply.start)
         try:
-            if isinstance(result, list) and len(result) == 1:
-                reply.body(result[0], last=True)
-            else:
-                for data in result:
-                    reply.body(data)
-                    connection.drain()
-                reply.end()
+            _run(front.app, environ, reply, connection)
         finally:
-            if hasattr(result, "close"):
-                result.close()
-        front.log_access(reply, environ, connection.received_ns)
+            front.access_log.write(reply, environ, connection.received_ns)
     except AbandonedError:
         connection.close()
     except BaseException as error:  # noqa: BLE001 - whatever an app raises, the others are served on
         connection.fail(error, f"{environ['REQUEST_METHOD']} {environ['RAW_URI']}")
     else:
         connection.finish(closes=reply.closes or reply.short)
+
+
+def _run(app: WSGIApplication, environ: Environ, reply: Reply, connection: Connection) -> None:
+    result = app(environ, reply.start)
+    try:
+        if isinstance(result, list) and len(result) == 1:
+            reply.body(result[0], last=True)
+            return
+        for data in result:
+            reply.body(data)
+            connection.drain()
+        reply.end()
+    finally:
+        if hasattr(result, "close"):
+            result.close()

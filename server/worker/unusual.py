@@ -30,9 +30,14 @@ class _Source(Unreader):
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self.connection = connection
+        self.body = False
+        """Whether the head has been read."""
 
     def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's signature
-        return self.connection.more()
+        data = self.connection.more()
+        if self.body and not self.connection.speaking:  # else it is read to be thrown away
+            self.connection.reserve(len(data))
+        return data
 
 
 def answer(connection: Connection, front: Front) -> None:
@@ -41,8 +46,10 @@ def answer(connection: Connection, front: Front) -> None:
     request: Any = None
     try:
         request = Request(front.cfg, source, connection.client)
+        source.body = True
+        connection.interim = request.version >= (1, 1)
         connection.latest = time.monotonic() + front.patience
-        closes = _answer(request, connection, front)
+        closes = _answer(request, source, front)
     except (AbandonedError, NoMoreData, StopIteration):  # gone, or gone before it had said all
         connection.close()
     except RefusalError as error:
@@ -57,8 +64,9 @@ def answer(connection: Connection, front: Front) -> None:
         connection.finish(closes=closes)
 
 
-def _answer(request: Any, connection: Connection, front: Front) -> bool:
+def _answer(request: Any, source: _Source, front: Front) -> bool:
     """Run the app on `request`; whether the connection is to be closed."""
+    connection = source.connection
     begun = datetime.now()  # noqa: DTZ005 - gunicorn's access log takes the difference
     front.cfg.pre_request(front.worker, request)
     sock: Any = connection
@@ -67,10 +75,8 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
     environ["wsgi.multithread"] = True
     environ[RECEIVED] = time.monotonic_ns()
     environ[RESERVE] = connection.reserve
-    if connection.closing(wanted=False):
-        response.force_close()
     try:
-        result = front.app(environ, partial(_start, response))
+        result = front.app(environ, partial(_start, response, source))
         try:
             for item in result:
                 response.write(item)
@@ -88,9 +94,13 @@ def _answer(request: Any, connection: Connection, front: Front) -> bool:
     return response.should_close() or request.body.failed or not _drained(request.body, connection)
 
 
-def _start(response: Any, status: str, headers: Any, exc_info: Any = None) -> Any:
-    """WSGI's `start_response`, which gunicorn's forgets `Connection: close` in."""
-    if ends(headers):
+def _start(response: Any, source: _Source, status: str, headers: Any, exc_info: Any = None) -> Any:
+    """WSGI's `start_response`: gunicorn's forgets `Connection: close`, and knows nothing of workers that leave."""
+    connection, reader = source.connection, response.req.body.reader
+    whole = getattr(reader, "length", 0) == 0 and getattr(reader, "parser", None) is None
+    if whole:  # what was read behind it is the next request
+        connection.ahead = source.take_buffered() + connection.ahead
+    if ends(headers) or connection.closing(wanted=connection.front.leaving and not whole):
         response.force_close()
     return response.start_response(status, headers, exc_info)
 

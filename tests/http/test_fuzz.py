@@ -21,6 +21,7 @@ LONGEST = 2500
 """Bytes of a case that is mutated, so that an example takes milliseconds."""
 
 TOO_LONG = re.compile(rb"[1-9][0-9]{3}")
+CHUNKED = re.compile(rb"transfer-encoding:\s*chunked", re.IGNORECASE)
 """What declares a length over the bound."""
 
 _CASES = [case for case in corpus.load() if len(case.sent) <= LONGEST]
@@ -83,6 +84,8 @@ def test_mutants(servers: tuple[Server, Server], kernel: Kernel, sent: bytes, cu
     expected, actual = (statuses(server.port, kernel, pieces) for server in (theirs, ours))
     if actual[-1:] == [413] and TOO_LONG.search(sent):  # gunicorn's may answer what needs no body, whatever its length
         del expected[len(actual) - 1 :], actual[-1:]
+    if CHUNKED.search(sent) and expected == [*actual, 400]:  # to a body that is broken, though the app had answered without it
+        expected.pop()
     assert expected == actual
     assert not [status for status in actual if status >= 500 and status != 501]
     assert "[ERROR]" not in ours.log

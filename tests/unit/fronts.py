@@ -155,6 +155,10 @@ class Desk:
 
     def end(self) -> None:
         """Leave time and logging as they were, and let go of all descriptors at once."""
+        access = logging.getLogger("gunicorn.access")
+        for handler in access.handlers[:]:
+            access.removeHandler(handler)
+            handler.close()
         del self.serving.line
         self.loop.epoll.close()
         for client in self.clients:

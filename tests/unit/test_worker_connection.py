@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import gzip
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from server.tensors import Array, Tensors
+from tests.unit.fakes import FakeSession
 from tests.unit.fronts import Client, Desk, binary, chunked, get, post
 
 LIVE = get("/v2/health/live")
@@ -209,3 +213,48 @@ def test_what_came_while_a_batch_ran(size: int) -> None:
         desk.front.tick()
         desk.front.work()
         assert [(200, False)] == told(desk, client)
+
+
+def test_a_long_batch_cuts_nobody() -> None:
+    """Time that a batch took is not the client's: neither for what it takes of its answer, nor for its next request."""
+    with Desk() as desk:
+        session = desk.models[1].session
+        assert isinstance(session, FakeSession)
+        answer = session.answer
+
+        def slow(inputs: Tensors) -> Mapping[str, Array]:
+            desk.clock.added += 20
+            return answer(inputs)
+
+        session.answer = slow
+        client, other = desk.open(), desk.open()
+        client.send(binary(1.0, "wide", 4))
+        other.send(post(1.0, "wide")[:50])
+        desk.front.read(0)
+        desk.front.work()
+        other.send(post(1.0, "wide")[50:])
+        desk.front.read(0)
+        desk.front.tick()
+        assert [(200, False)] == told(desk, client)
+        assert [(200, False)] == told(desk, other)
+
+
+def test_access_log(tmp_path: Path) -> None:
+    """Every answer has its line, plain or not, of the app or the worker itself; a client that left before has none."""
+    path = tmp_path / "access.log"
+    form = "%(s)s %(m)s %({content-length}i)s"
+    with Desk({"MAX_BODY": "1000"}, {"accesslog": str(path), "access_log_format": form}) as desk:
+        desk.batcher.held = True
+        gone = desk.open()
+        gone.send(binary(1.0, "wide", 4))
+        desk.turn()
+        gone.sock.close()
+        desk.batcher.held = False
+        large = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n"
+        for request in (post(1.0), get("/nope"), get("/", method="OPTIONS"), large):
+            client = desk.open()
+            client.send(request)
+            desk.settle([client])
+    length = len(post(1.0).partition(b"\r\n\r\n")[2])
+
+    assert [f"200 POST {length}", "404 GET -", "404 OPTIONS -", "413 POST 1001"] == path.read_text(encoding="utf-8").splitlines()
