@@ -43,7 +43,9 @@ class Infer:
     def _answer(self, req: falcon.Request, resp: falcon.Response, model: Model, received_ns: int) -> None:
         served = self._served()
         begun_ns = time.monotonic_ns()
-        tensors, outputs, given_id = _read(model, req.env, body.read(req.env, served.settings.max_body))
+        came = body.read(req.env, served.settings.max_body)
+        served.admit()  # again, since others may have come while the body did
+        tensors, outputs, given_id = _read(model, req.env, came)
         input_ns = time.monotonic_ns() - begun_ns
         results = served.infer(model, tensors, received_ns)
         inferred_ns = time.monotonic_ns()

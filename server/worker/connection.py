@@ -17,7 +17,7 @@ from server.refusals import AbandonedError, BusyError, RefusalError, SlowError, 
 from server.worker import plain, unusual
 from server.worker.content import Arriving, Content
 from server.worker.error_page import refusal
-from server.worker.head import Head, IncompleteHeadError
+from server.worker.head import END, LONG, PIECES, Head, IncompleteHeadError
 from server.worker.outgoing import Outgoing
 
 if TYPE_CHECKING:
@@ -211,6 +211,8 @@ class Connection:
     def advance(self) -> None:
         """Begin what came, as long as there is a whole request and none is being answered."""
         while self.state is State.HEAD and self.ahead:
+            if self.seen > LONG and (len(self.ahead) - self.seen) * PIECES < self.seen and END not in self.ahead[self.seen - 3 :]:
+                break
             try:
                 head = self.front.heads.read(self.ahead, self.seen, self.environ, self.schemes)
             except IncompleteHeadError:

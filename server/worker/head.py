@@ -27,8 +27,12 @@ _DIGITS = re.compile(r"[0-9]{1,15}")
 _UNPLAIN = frozenset({"TRANSFER-ENCODING", "UPGRADE", "HTTP2-SETTINGS"})
 _NAMES = 256
 """How many spellings of field names are remembered: those that clients use, not those that somebody makes up."""
+END = b"\r\n\r\n"
+LONG = 1 << 14
+PIECES = 8
+"""A head of more than `LONG` bytes is looked at again when there is an eighth more of it, or its end: not for each byte."""
 _HEADS = 256
-_LONG = 2048
+_KNOWN = 2048
 """How many heads are remembered, and of how many bytes at most."""
 
 
@@ -95,7 +99,7 @@ class Heads:
         if not self.plain or not environ:
             return None
         # PERF: a client with a pool sends the same head again and again; what it means depends on nothing but its bytes.
-        end = data.find(b"\r\n\r\n")
+        end = data.find(END)
         known = self.known.get(data[:end]) if end >= 0 else None
         if known is None:
             known = self._parse(data, seen)
@@ -103,7 +107,7 @@ class Heads:
                 return None
             if len(self.known) == _HEADS:
                 self.known.clear()
-            if end < _LONG:
+            if end < _KNOWN:
                 self.known[data[:end]] = known
         environ = {**environ, **known.environ}
         if schemes:

@@ -14,12 +14,14 @@ from gunicorn.http.unreader import Unreader
 
 from server.environ import RECEIVED, RESERVE
 from server.refusals import AbandonedError, RefusalError
+from server.worker.head import END, LONG, PIECES
 from server.worker.reply import ends
 
 if TYPE_CHECKING:
     from server.worker.connection import Connection
     from server.worker.front import Front
 
+_PIECE = 1 << 11
 _LEFT = 64
 """KiB of a body that nobody read, which are read to reach the next request; gunicorn reads as much."""
 
@@ -32,11 +34,23 @@ class _Source(Unreader):
         self.connection = connection
         self.body = False
         """Whether the head has been read."""
+        self.given = 0
+        self.tail = b""
 
-    def chunk(self, size_hint: int | None = None) -> bytes:  # noqa: ARG002 - gunicorn's signature
-        data = self.connection.more()
-        if self.body and not self.connection.speaking:  # else it is read to be thrown away
-            self.connection.reserve(len(data))
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        connection = self.connection
+        data = connection.more()
+        if not self.body:
+            # gunicorn looks at all of the head again with each piece: of a long one the pieces must be long, too.
+            while LONG < self.given > len(data) * PIECES and END not in self.tail + data and (more := connection.more()):
+                data += more
+            self.tail = (self.tail + data)[-3:]
+        elif len(data) > _PIECE >= (size_hint or 0):
+            # Nor does it look for the ends of small chunks in all that there is without copying it for each of them.
+            data, connection.ahead = data[:_PIECE], data[_PIECE:] + connection.ahead
+        self.given += len(data)
+        if self.body and not connection.speaking:  # else it is read to be thrown away
+            connection.reserve(len(data))
         return data
 
 

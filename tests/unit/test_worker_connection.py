@@ -258,3 +258,65 @@ def test_access_log(tmp_path: Path) -> None:
     length = len(post(1.0).partition(b"\r\n\r\n")[2])
 
     assert [f"200 POST {length}", "404 GET -", "404 OPTIONS -", "413 POST 1001"] == path.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+@pytest.mark.parametrize("piece", [1, 3, 4, 1000])
+def test_long_head(method: str, piece: int) -> None:
+    """A long head in small pieces is answered when its end is there, and not before."""
+    fields = [f"x-{number}: {'x' * 3000}" for number in range(8)]
+    with Desk() as desk:
+        client = desk.open()
+        sent = get("/", *fields, method=method)
+        client.send(sent[:20_000])
+        desk.turn(4)
+        for place in range(20_000, len(sent), piece):
+            assert client.came == b""
+            client.send(sent[place : place + piece])
+            desk.turn()
+            client.read()
+        assert [404] == [status for status, _ in told(desk, client)]
+
+
+def test_the_queue_holds_for_bodies_that_take_long() -> None:
+    """Who was let in while nobody waited, and sends its body when many do, is refused like everybody else."""
+    with Desk({"MAX_QUEUE": "2"}) as desk:
+        desk.batcher.held = True
+        clients = [desk.open() for _ in range(8)]
+        for client in clients:
+            client.send(chunked(1.0)[:-5])
+        desk.turn()
+        for client in clients:
+            client.send(b"0\r\n\r\n")
+        desk.turn(3)
+        desk.batcher.held = False
+        desk.settle(clients)
+        assert [200] * 2 + [503] * 6 == sorted(answer.status for client in clients for answer in client.answers())
+
+
+@pytest.mark.parametrize("request_", [post(1.0), chunked(1.0)])
+def test_gone_before_its_batch(request_: bytes) -> None:
+    """A client that left while it waited is dropped from the line, however it had sent its request."""
+    with Desk() as desk:
+        desk.batcher.held = True
+        client = desk.open()
+        client.send(request_)
+        desk.turn()
+        assert 1 == desk.batcher.waiting
+        client.sock.close()
+        desk.turn(4)
+        assert 0 == desk.batcher.waiting
+
+
+@pytest.mark.parametrize("request_", [LIVE, chunked(1.0), get("/v2/health%2Flive"), get("/", version="1.0", method="OPTIONS")])
+def test_pipelined_when_the_worker_leaves(request_: bytes) -> None:
+    """What has come together is answered together, and the last answer says that it is the last."""
+    with Desk() as desk:
+        client, lone = desk.open(), desk.open()
+        kept = request_ if b" HTTP/1.1" in request_ else request_.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")
+        client.send(kept * 3)
+        lone.send(kept)
+        desk.front.leave()
+        desk.settle([client, lone])
+        assert [False, False, True] == [answer.says_close for answer in client.answers()]
+        assert [True] == [answer.says_close for answer in lone.answers()]
