@@ -101,7 +101,7 @@ def _parse_long(text: bytes) -> Request | None:
     except INVALID:
         return None  # what is wrong is told of the text that came
     places = [bytes(given.data) for given in request.inputs if given.data is not ABSENT]
-    if places != [b"%d" % place for place in range(len(lists))]:
+    if places != list(map(skeleton.place, range(len(lists)))):
         return None
     rest = iter(lists)
     inputs = [given if given.data is ABSENT else replace(given, data=Raw(next(rest))) for given in request.inputs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 
 LONG = 1 << 14
 """Bytes of a request from which on it pays to take its lists out."""
@@ -12,8 +13,17 @@ _KEY = re.compile(rb'"data"\s*:\s*')
 _OPEN, _CLOSE, _QUOTE = b"[", b"]", b'"'
 
 
+_SECRET = secrets.randbits(128)
+"""So that no client can write the place of a list itself."""
+
+
+def place(number: int) -> bytes:
+    """What stands for the list of a number, from 0 on: a number too, which no request has."""
+    return b"%d%04d" % (_SECRET, number)
+
+
 def split(text: bytes) -> tuple[bytes, list[bytes]] | None:
-    """`text` with its place among the lists instead of each list that is a value of `data`, and the lists.
+    """`text` with its `place` instead of each list that is a value of `data`, and the lists.
 
     None if some value of `data` is no flat list without strings: then nothing is known of where it ends.
     """
@@ -27,7 +37,7 @@ def split(text: bytes) -> tuple[bytes, list[bytes]] | None:
             return None
         if text.find(_OPEN, begin + 1, end) >= 0 or text.find(_QUOTE, begin, end) >= 0:
             return None
-        pieces += (text[at:begin], b"%d" % len(lists))
+        pieces += (text[at:begin], place(len(lists)))
         lists.append(text[begin:end])
         at = end
     return b"".join([*pieces, text[at:]]), lists

@@ -120,10 +120,12 @@ class BatchingWorker(Worker):
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
         """Leave at once."""
+        self.cfg.worker_int(self)
         os._exit(0)
 
     def handle_abort(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - gunicorn's signature
         """gunicorn gives this worker up: its loop has stood still for too long."""
+        self.cfg.worker_abort(self)
         os._exit(HUNG_STATUS)
 
     def _wake(self, _event: int) -> None:

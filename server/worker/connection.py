@@ -443,6 +443,8 @@ class Connection:
     # --- waiting and ending --------------------------------------------------------------------------------------------
 
     def _park(self, what: str) -> None:
+        if self.state is State.CLOSED:  # nobody would ever resume it
+            raise AbandonedError
         self.parked = what
         try:
             self.front.tasks.park()

@@ -100,10 +100,10 @@ class Front:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
+            # accept(2) gives errors of the new connection too, and of the network.
             self.log.warning("A connection could not be accepted: %s", error)
-            self._make_room()
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._make_room()
             self._listen(on=False)
             return False
         self.open(sock, client, listener.getsockname())

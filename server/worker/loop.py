@@ -37,8 +37,8 @@ class Loop:
         """Wait for at most `timeout` seconds and tell every handler that has news; whether any had."""
         events = self.epoll.poll(timeout)
         handlers = self.handlers
-        for descriptor, event in events:
-            handler = handlers.get(descriptor)
-            if handler:  # else closed by a handler before it
+        for descriptor, event, handler in [(descriptor, event, handlers.get(descriptor)) for descriptor, event in events]:
+            # A handler before it may have closed this one, and a new connection may have its descriptor.
+            if handler and handlers.get(descriptor) is handler:
                 handler(event)
         return bool(events)

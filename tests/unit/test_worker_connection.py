@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from server.tensors import Array, Tensors
+from server.worker.loop import Loop
 from tests.unit.fakes import FakeSession
 from tests.unit.fronts import Client, Desk, binary, chunked, get, post
 
@@ -320,3 +321,45 @@ def test_pipelined_when_the_worker_leaves(request_: bytes) -> None:
         desk.settle([client, lone])
         assert [False, False, True] == [answer.says_close for answer in client.answers()]
         assert [True] == [answer.says_close for answer in lone.answers()]
+
+
+def test_gone_while_its_body_is_thrown_away() -> None:
+    """A client that is gone before it hears that its body is too large leaves nothing behind: no task waits for the rest."""
+    with Desk({"MAX_BODY": "1000"}) as desk:
+        for method in ("GET", "POST"):
+            client = desk.open()
+            client.send(LIVE + get("/v2/models/m/infer", "Content-Length: 99999", method=method, version="1.0") + bytes(2000))
+            client.sock.close()
+            desk.settle()
+            client = desk.open()
+            client.send(LIVE + get("/v2/models/m/infer", "Transfer-Encoding: chunked", method=method) + b"800\r\n" + bytes(2048))
+            client.sock.close()
+            desk.settle()
+        assert desk.tasks.count == len(desk.tasks.idle)
+
+
+def test_a_descriptor_that_is_used_again() -> None:
+    """News of a connection that was closed a moment ago is not told to the new one that has its descriptor."""
+    loop = Loop()
+    pairs = [socket.socketpair() for _ in range(2)]
+    heard: list[str] = []
+
+    def first(_event: int) -> None:
+        heard.append("first")
+        old = pairs[1][0].fileno()
+        loop.remove(old)
+        pairs[1][0].close()
+        pairs.append(socket.socketpair())
+        assert old in {each.fileno() for each in pairs[2]}
+        loop.add(old, lambda _event: heard.append("new"))
+
+    loop.add(pairs[0][0].fileno(), first)
+    loop.add(pairs[1][0].fileno(), lambda _event: heard.append("second"))
+    for pair in list(pairs):
+        pair[1].send(b"x")
+    assert loop.turn(0)
+    assert heard == ["first"]
+    loop.epoll.close()
+    for pair in pairs:
+        for each in pair:
+            each.close()
