@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from server.api import binary_tensor, json_tensor
 from server.api.request import ABSENT, Input, Request, refuse
 from server.models.model import Model
@@ -9,19 +12,27 @@ from server.refusals import BadInputError
 from server.tensors import ANY, Array, TensorSpec
 
 
-def read(model: Model, request: Request, rest: memoryview) -> dict[str, Array]:
-    """All inputs of `model` by name; `rest` is what follows the JSON in the body, and all of it must be an input's.
+class Described(NamedTuple):
+    """An input as a request describes it: it is one that the model has, in a shape that it takes."""
 
-    Raises `BadInputError` naming the input, the bound and what came.
-    """
+    spec: TensorSpec
+    shape: tuple[int, ...]
+    size: int | None
+    """Bytes of it behind the JSON; None where the JSON has it."""
+    text: bytes
+    """The data as JSON; empty where it is behind it."""
+
+
+def describe(model: Model, request: Request) -> list[Described]:
+    """All inputs of `model`, in the order of the request. Raises `BadInputError` naming the input, the bound and what came."""
     specs = {spec.name: spec for spec in model.inputs}
-    tensors: dict[str, Array] = {}
+    described: dict[str, Described] = {}
     for given in request.inputs:
         spec = specs.get(given.name)
         if spec is None:
             message = f"model {model.name!r} has no input {given.name[:64]!r}; it takes {_names(model.inputs)}"
             raise BadInputError(message)
-        if spec.name in tensors:
+        if spec.name in described:
             message = f"input {spec.name!r} is given twice"
             raise BadInputError(message)
         refuse(spec.name, given.parameters)
@@ -34,6 +45,21 @@ def read(model: Model, request: Request, rest: memoryview) -> dict[str, Array]:
             both = "both data and" if text else "neither data nor"
             message = f"input {spec.name!r} has {both} the parameter binary_data_size; one of them is needed"
             raise BadInputError(message)
+        described[spec.name] = Described(spec, shape, size, text)
+    missing = [spec for spec in model.inputs if spec.name not in described]
+    if missing:
+        message = f"model {model.name!r} needs {_names(model.inputs)}; missing: {_names(missing)}"
+        raise BadInputError(message)
+    return list(described.values())
+
+
+def read(described: Sequence[Described], rest: memoryview) -> dict[str, Array]:
+    """All inputs by name; `rest` is what follows the JSON in the body, and all of it must be an input's.
+
+    Raises `BadInputError` as `describe`.
+    """
+    tensors: dict[str, Array] = {}
+    for spec, shape, size, text in described:
         if size is None:
             tensors[spec.name] = json_tensor.decode(spec, shape, text)
             continue
@@ -42,10 +68,6 @@ def read(model: Model, request: Request, rest: memoryview) -> dict[str, Array]:
             raise BadInputError(message)
         tensors[spec.name] = binary_tensor.decode(spec, shape, rest[:size])
         rest = rest[size:]
-    missing = [spec for spec in model.inputs if spec.name not in tensors]
-    if missing:
-        message = f"model {model.name!r} needs {_names(model.inputs)}; missing: {_names(missing)}"
-        raise BadInputError(message)
     if len(rest):
         message = f"{len(rest)} bytes follow the last input; every byte after the JSON must be in some binary_data_size"
         raise BadInputError(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -16,8 +17,11 @@ class Told(Protocol):
     """What the log says of an answer."""
 
     status: str
-    headers: list[tuple[str, str]]
     sent: int
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """The fields of its head."""
 
 
 class AccessLog:

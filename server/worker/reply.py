@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 
 from gunicorn import SERVER
@@ -19,28 +20,62 @@ from gunicorn.util import hop_headers, http_date
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 Write = Callable[[bytes], None]
 
-_NAMES = 64
-_names: dict[str, str] = {}
-"""Field names that were looked at before, in lower case."""
-_statuses: set[str] = set()
-"""Statuses that were looked at before."""
 _HOPS = frozenset(hop_headers)
+_KNOWN = 256
 _date = (0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A status and header fields of an app, looked at."""
+
+    headers: list[tuple[str, str]]
+    """Those that are sent."""
+    text: str
+    """They, as they are sent."""
+    length: int | None
+    """What the app says of its body's length."""
+    bare: bool
+    """Whether an answer of this status has no body."""
+    closes: bool
+    """Whether the app wants the connection closed."""
+
+
+# PERF: an app answers with the same few fields again and again.
+@lru_cache(_KNOWN)
+def _fields(status: str, headers: tuple[tuple[str, str], ...]) -> Fields:
+    if not STATUS_RE.fullmatch(status):
+        message = f"Invalid status {status!r}"
+        raise ValueError(message)
+    bare = status.startswith(("204", "304", "1"))
+    sent: list[tuple[str, str]] = []
+    length = None
+    for name, value in headers:
+        if not TOKEN_RE.fullmatch(name):
+            raise InvalidResponseHeaderName(repr(name))
+        if not HEADER_VALUE_RE.fullmatch(value):
+            raise InvalidResponseHeader(repr(name))
+        known = name.lower()
+        if known == "content-length":
+            length = int(value)
+        if known not in _HOPS and not (bare and known == "content-length"):
+            sent.append((name, value.strip(" \t")))
+    text = "".join([f"{name}: {value}\r\n" for name, value in sent])
+    return Fields(sent, text, length, bare, ends(headers))
 
 
 class Reply:
     """One answer: what the app says of it, then its bytes."""
 
-    __slots__ = ("bare", "chunked", "closes", "headers", "length", "sent", "started", "status", "write")
+    __slots__ = ("chunked", "closes", "fields", "length", "sent", "started", "status", "write")
 
     def __init__(self, write: Write, *, closes: bool) -> None:
         """Hand bytes to `write`; `closes`: say that the connection ends with it."""
         self.write = write
         self.closes = closes
         self.status = ""
-        self.headers: list[tuple[str, str]] = []
+        self.fields = _NOTHING
         self.length: int | None = None
-        self.bare = False
         self.chunked = False
         self.started = False
         self.sent = 0
@@ -53,28 +88,10 @@ class Reply:
         if self.status and not exc_info:
             message = "Response headers already set!"
             raise AssertionError(message)
-        if status not in _statuses and not _is_status(status):
-            message = f"Invalid status {status!r}"
-            raise ValueError(message)
+        self.fields = fields = _fields(status, tuple(map(tuple, headers)))
         self.status = status
-        # An answer of such a status has no body.
-        self.bare = status.startswith(("204", "304", "1"))
-        self.headers = []
-        self.length = None
-        # PERF: a value is right if all its characters are, so all values are looked at together.
-        right = HEADER_VALUE_RE.fullmatch("".join([value for _, value in headers]))
-        for name, value in headers:
-            known = _names.get(name)
-            if known is None:
-                known = _learn(name)
-            if not right and not HEADER_VALUE_RE.fullmatch(value):
-                raise InvalidResponseHeader(repr(name))
-            if known == "content-length":
-                self.length = int(value)
-            if known == "connection":
-                self.closes = self.closes or value.lower() == "close"
-            elif known not in _HOPS:
-                self.headers.append((name, value.strip(" \t")))
+        self.length = fields.length
+        self.closes = self.closes or fields.closes
         return self.body
 
     def body(self, data: bytes, *, last: bool = False) -> None:
@@ -82,7 +99,6 @@ class Reply:
         if not self.started:
             if self.length is None and last:
                 self.length = len(data)
-                self.headers.append(("Content-Length", str(self.length)))
             data = self._head() + (self._framed(data) if data else b"")
         else:
             data = self._framed(data)
@@ -99,22 +115,27 @@ class Reply:
     @property
     def short(self) -> bool:
         """Whether less was sent than said, so that the client can tell only by the end of the connection."""
-        return not self.chunked and not self.bare and self.sent != self.length
+        return not self.chunked and not self.fields.bare and self.sent != self.length
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The app's fields, for the access log."""
+        return self.fields.headers
 
     def _head(self) -> bytes:
         self.started = True
-        if self.bare:
-            self.headers = [(name, value) for name, value in self.headers if name.lower() != "content-length"]
-        self.chunked = self.length is None and not self.bare
-        fields = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
+        fields = self.fields
+        self.chunked = self.length is None and not fields.bare
         framing = "Transfer-Encoding: chunked\r\n" if self.chunked else ""
+        length = "" if self.length == fields.length or fields.bare else f"Content-Length: {self.length}\r\n"
         connection = "close" if self.closes else "keep-alive"
         return (
-            f"HTTP/1.1 {self.status}\r\nServer: {SERVER}\r\nDate: {_now()}\r\nConnection: {connection}\r\n{framing}{fields}\r\n"
+            f"HTTP/1.1 {self.status}\r\nServer: {SERVER}\r\nDate: {_now()}\r\nConnection: {connection}\r\n"
+            f"{framing}{fields.text}{length}\r\n"
         ).encode("latin-1")
 
     def _framed(self, data: bytes) -> bytes:
-        if self.bare or not data:
+        if self.fields.bare or not data:
             return b""
         if self.chunked:
             self.sent += len(data)
@@ -129,19 +150,7 @@ def ends(headers: Sequence[tuple[str, str]]) -> bool:
     return any(name.lower() == "connection" and value.lower() == "close" for name, value in headers)
 
 
-def _learn(name: str) -> str:
-    if not TOKEN_RE.fullmatch(name):
-        raise InvalidResponseHeaderName(repr(name))
-    known = name.lower()
-    if len(_names) < _NAMES:
-        _names[sys.intern(name)] = known
-    return known
-
-
-def _is_status(status: str) -> bool:
-    if STATUS_RE.fullmatch(status) and len(_statuses) < _NAMES:
-        _statuses.add(status)
-    return bool(STATUS_RE.fullmatch(status))
+_NOTHING = Fields([], "", None, bare=False, closes=False)
 
 
 def _now() -> str:

@@ -70,7 +70,7 @@ def outcome(text: bytes, model: Model) -> object:
     """What is read of a request; `None` for what is refused, since the words may be those of the list or of the whole."""
     try:
         request = parse(text)
-        tensors = inputs.read(model, request, memoryview(b"xx"))
+        tensors = inputs.read(inputs.describe(model, request), memoryview(b"xx"))
     except BadInputError:
         return None
     return request.id, request.parameters, request.outputs, {name: array.tolist() for name, array in tensors.items()}

@@ -80,7 +80,7 @@ def read(served: Model, content: bytes, length: int) -> dict[str, Array]:
     view = memoryview(b"?" + content)[1:]
     request = parse(view[:length])
     response.wanted(served, request)
-    return inputs.read(served, request, view[length:])
+    return inputs.read(inputs.describe(served, request), view[length:])
 
 
 @given(data=st.data(), binary=st.booleans())
