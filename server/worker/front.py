@@ -1,77 +1,43 @@
-"""What all connections of a worker share: the app, its limits, who is open, who is next."""
+"""The connections of a worker: who is let in, who is read, who is late, who must go."""
 
 from __future__ import annotations
 
 import errno
 import select
 import socket
-import time
-from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
-from wsgiref.types import WSGIApplication
+from typing import Any
 
-from server.refusals import BusyError
 from server.serving import Serving
-from server.worker.access_log import AccessLog
+from server.worker import plain, unusual
 from server.worker.batcher import Batcher
-from server.worker.connection import Connection, State
-from server.worker.error_page import ErrorPage, refusal
-from server.worker.head import Heads
+from server.worker.channel import State
+from server.worker.common import Common
+from server.worker.connection import Connection
+from server.worker.error_page import refusal
+from server.worker.head import Head
 from server.worker.loop import Loop
 from server.worker.share import surplus
 from server.worker.tasks import Tasks
 
-BODIES = 4
-"""How many of the largest bodies may be held in memory at once; smaller ones as many as are as large together."""
 GATHER = 16
 """How often the loop looks for more to read before it runs a batch, at most: reading must not keep a batch from running."""
 QUIET_SECONDS = 1.0
 """How long a worker that leaves keeps a connection on which nothing comes: a client with a pool may be about to use it."""
 
 
-class Front:
+class Front(Common):
     """The connections of one worker and the loop that serves them."""
 
     def __init__(self, worker: Any, loop: Loop, tasks: Tasks, batcher: Batcher, serving: Serving) -> None:
         """Serve the app of gunicorn's `worker`."""
-        self.worker = worker
-        self.cfg = worker.cfg
-        self.log = worker.log
-        self.access_log = AccessLog(worker.log)
-        self.app: WSGIApplication = worker.wsgi
-        self.loop = loop
-        self.tasks = tasks
+        super().__init__(worker, loop, tasks, serving)
         self.batcher = batcher
-        self.serving = serving
-        self.heads = Heads(self.cfg)
-        self.keepalive: float = self.cfg.keepalive
-        self.max_body = serving.settings.max_body
-        self.patience = serving.settings.request_timeout
-        self.most_held = BODIES * self.max_body
-        self.held = 0
-        """Bytes of bodies and of unsent answers, all connections together."""
         self.connections: dict[int, Connection] = {}
         """By descriptor."""
         self.listeners: list[socket.socket] = []
         self.listening = False
-        self.soon: deque[Connection] = deque()
-        """Those that have a next request, and nobody who will tell them."""
-        self.surplus = 0
-        """How many connections are to be closed, since other workers should have them."""
-        self.leaving = False
-        self.left = 0.0
-        """Since when."""
-        self.overdue = False
-        """Whether it should have left by now: a client that always has one more request does not keep it for ever."""
-        self.refusing = False
-        """Whether what comes now is refused: the whole server is going away."""
-
-    @property
-    def now(self) -> float:
-        """The monotonic clock, in seconds; never remembered, since a batch may have run in between."""
-        return time.monotonic()
 
     # --- listening ---------------------------------------------------------------------------------------------------
 
@@ -127,9 +93,8 @@ class Front:
         self.connections[sock.fileno()] = connection
         return connection
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, descriptor: int) -> None:
         """A connection is about to be closed."""
-        descriptor = connection.sock.fileno()
         self.loop.remove(descriptor)
         del self.connections[descriptor]
 
@@ -161,7 +126,7 @@ class Front:
 
     def _advance(self) -> None:
         while self.soon:
-            self.soon.popleft().advance()
+            self.soon.popleft()()
 
     def tick(self) -> None:
         """What is done a few times a second: deadlines, a look at the page, whether there is room again.
@@ -192,26 +157,14 @@ class Front:
         self.leaving = True
         self.left = self.now
 
-    def count_request(self) -> None:
-        """One more request; gunicorn's `max_requests` may want this worker to leave."""
-        self.worker.count_request()
+    # --- answering ---------------------------------------------------------------------------------------------------
 
-    def laden(self) -> BusyError:
-        """The refusal of what would have to be held beyond the bound."""
-        return BusyError(f"{self.held} bytes of requests and answers are held in this worker, at most {self.most_held} may be")
-
-    def refused(self, received_ns: int) -> None:
-        """Count a request that the app never saw."""
-        self.serving.refused(None, received_ns)
-
-    # --- what gunicorn writes ------------------------------------------------------------------------------------------
-
-    def error_page(self, request: Any, client: Any, error: BaseException) -> bytes:
-        """gunicorn's answer to what it could not parse, as JSON."""
-        page = ErrorPage()
-        self.worker.handle_error(request, cast("socket.socket", page), client, error)
-        self.refused(time.monotonic_ns())
-        return page.as_json()
+    def answer(self, connection: Connection, head: Head | None) -> None:
+        """Answer the request at hand, in its task; `head` is None where gunicorn has to read it."""
+        if head:
+            plain.answer(connection, self, head)
+        else:
+            unusual.answer(connection, self)
 
     def answer_late(self) -> None:
         """Answer 504 to all who wait, from another thread than the loop's, which hangs: the process ends next."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from wsgiref.types import WSGIApplication
 
 from server.refusals import AbandonedError
+from server.worker.common import Common
+from server.worker.connection import Connection
+from server.worker.head import Environ, Head
 from server.worker.reply import Reply
 
-if TYPE_CHECKING:
-    from server.worker.connection import Connection
-    from server.worker.front import Front
-    from server.worker.head import Environ, Head
 
-
-def answer(connection: Connection, front: Front, head: Head) -> None:
+def answer(connection: Connection, front: Common, head: Head) -> None:
     """Answer one request of `connection`, in a task."""
     environ = head.environ
     reply = Reply(connection.sendall, closes=connection.closing(wanted=head.closes))

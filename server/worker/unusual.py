@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
@@ -14,12 +15,11 @@ from gunicorn.http.unreader import Unreader
 
 from server.environ import RECEIVED, RESERVE
 from server.refusals import AbandonedError, RefusalError
+from server.worker.common import Common
+from server.worker.connection import Connection
+from server.worker.error_page import ErrorPage
 from server.worker.head import END, LONG, PIECES
 from server.worker.reply import ends
-
-if TYPE_CHECKING:
-    from server.worker.connection import Connection
-    from server.worker.front import Front
 
 _PIECE = 1 << 11
 _LEFT = 64
@@ -54,7 +54,7 @@ class _Source(Unreader):
         return data
 
 
-def answer(connection: Connection, front: Front) -> None:
+def answer(connection: Connection, front: Common) -> None:
     """Read and answer one request of `connection`, in a task."""
     source = _Source(connection)
     request: Any = None
@@ -69,7 +69,7 @@ def answer(connection: Connection, front: Front) -> None:
     except RefusalError as error:
         connection.refuse(error)
     except ParseException as error:
-        connection.conclude(front.error_page(request, connection.client, error))
+        connection.conclude(_error_page(request, connection, error))
     except BaseException as error:  # noqa: BLE001 - whatever an app or a hook raises, the others are served on
         connection.fail(error, f"{request.method} {request.uri}" if request else "that was not read")
     else:
@@ -78,7 +78,7 @@ def answer(connection: Connection, front: Front) -> None:
         connection.finish(closes=closes)
 
 
-def _answer(request: Any, source: _Source, front: Front) -> bool:
+def _answer(request: Any, source: _Source, front: Common) -> bool:
     """Run the app on `request`; whether the connection is to be closed."""
     connection = source.connection
     begun = datetime.now()  # noqa: DTZ005 - gunicorn's access log takes the difference
@@ -126,3 +126,11 @@ def _drained(body: Any, connection: Connection) -> bool:
         return any(not body.read(1024) for _ in range(_LEFT))
     except (RefusalError, ParseException, OSError):
         return False
+
+
+def _error_page(request: Any, connection: Connection, error: BaseException) -> bytes:
+    """gunicorn's answer to what it could not parse, as JSON."""
+    page = ErrorPage()
+    connection.front.worker.handle_error(request, cast("socket.socket", page), connection.client, error)
+    connection.front.refused(time.monotonic_ns())
+    return page.as_json()

@@ -25,10 +25,11 @@ from server.scoreboard import Scoreboard
 from server.serving import Serving
 from server.settings import Settings
 from server.tensors import ANY, Array, Tensors, TensorSpec
-from server.worker import batcher, connection, front, unusual
+from server.worker import batcher, common, connection, unusual
 from server.worker.assistant import Assistants
 from server.worker.batcher import Batcher
-from server.worker.connection import Connection, State
+from server.worker.channel import State
+from server.worker.connection import Connection
 from server.worker.front import Front
 from server.worker.loop import Loop
 from server.worker.tasks import Tasks
@@ -80,7 +81,7 @@ class Clock:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Be what the worker sees."""
-        for module in (front, connection, unusual, batcher, serving, counters, infer):
+        for module in (common, connection, unusual, batcher, serving, counters, infer):
             patch.setattr(module, "time", self)
 
 
