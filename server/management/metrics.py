@@ -89,10 +89,15 @@ class _Reading:
         for role in ("active", "standby"):
             wanted.add_metric([role], float(header[role]))
         yield wanted
-        failures = GaugeMetricFamily("warmfork_worker_failed_boots", "Boots that failed one after another", labels=["slot"])
-        for index in range(len(slots)):
-            failures.add_metric([str(index)], float(slots["failures"][index]))
-        yield failures
+        for field, name, meaning in (
+            ("failures", "failed_boots", "Boots that failed one after another"),
+            ("connections", "connections", "Open connections"),
+            ("waiting", "waiting_requests", "Requests that wait for a batch"),
+        ):
+            family = GaugeMetricFamily(f"warmfork_worker_{name}", meaning, labels=["slot"])
+            for index in range(len(slots)):
+                family.add_metric([str(index)], float(slots[field][index]))
+            yield family
         pids = {index: int(slots["pid"][index]) for index, state in enumerate(states) if state is not State.EMPTY}
         yield self._memory({index: pid for index, pid in pids.items() if self.view.alive(pid)})
 

@@ -36,6 +36,10 @@ class Worker(msgspec.Struct, frozen=True):
     models: dict[str, dict[str, Latency]]
     """By "name/version" and shape."""
     memory: Memory
+    connections: int
+    """Open ones, a quarter of a second ago at most."""
+    waiting: int
+    """Requests that waited for a batch then."""
     requests: int
     errors: int
     batches: int
@@ -136,6 +140,8 @@ def _worker(snapshot: Snapshot, index: int, generations: Mapping[int, list[Model
             for model in generations.get(generation, [])
         },
         memory=memory.get(pid, Memory()),
+        connections=int(slot["connections"]),
+        waiting=int(slot["waiting"]),
         requests=int(slot["requests"]),
         errors=int(slot["errors"]),
         batches=int(slot["models"]["batches"].sum()),

@@ -50,7 +50,8 @@ class Slots:
 
     def free(self, index: int) -> None:
         """Take back the slot of a worker that has ended; its counters stay."""
-        self.board.slots[index]["pid"] = 0
+        for field in ("pid", "connections", "waiting"):
+            self.board.slots[index][field] = 0
         self.board.move(index, Event.REAP)
         self.barrier.drop(index)
 

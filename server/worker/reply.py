@@ -21,7 +21,7 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None,
 Write = Callable[[bytes], None]
 
 _HOPS = frozenset(hop_headers)
-_KNOWN = 256
+_KNOWN = 1024
 _date = (0, "")
 
 

@@ -57,6 +57,7 @@ def view(child: subprocess.Popen[bytes]) -> View:
     slot = board.slots[0]
     slot["word"], slot["pid"], slot["generation"], slot["device"] = pack(State.ACTIVE, NEVER), child.pid, 2, b"cpu"
     slot["phases"][State.WARMING] = 1.25
+    slot["connections"], slot["waiting"] = 3, 2
     for index, requests in ((0, 5), (2, 7)):
         each = board.slots[index]
         each["requests"], each["errors"], each["duration_sum"] = requests, 1, 0.5
@@ -95,6 +96,8 @@ def test_status_has_what_the_contract_lists(view: View, child: subprocess.Popen[
                 "batch=8,length=16": {"first_ms": 30.0, "steady_ms": None},
             }
         },
+        "connections": 3,
+        "waiting": 2,
         "requests": 5,
         "errors": 1,
         "batches": 4,
@@ -154,6 +157,8 @@ def test_metrics_parse_and_count_every_slot(view: View) -> None:
     assert samples["warmfork_request_duration_seconds_bucket", ("le", "+Inf")] == 12
     assert samples["warmfork_request_duration_seconds_count",] == 12
     assert samples["warmfork_request_duration_seconds_sum",] == 1
+    assert samples["warmfork_worker_connections", ("slot", "0")] == 3
+    assert samples["warmfork_worker_waiting_requests", ("slot", "0")] == 2
     assert samples["warmfork_workers", ("state", "active")] == 1
     assert samples["warmfork_workers", ("state", "failed")] == 0
     assert samples["warmfork_generation",] == 2
