@@ -7,6 +7,7 @@ BIN := .venv/bin
 setup: .venv/stamp  ## make .venv with everything pinned
 
 .venv/stamp: pyproject.toml constraints.txt
+	@command -v cc >/dev/null || { echo 'make setup: gunicorn_h1c is compiled here: it needs a C compiler (Debian: gcc libc6-dev python3-dev)' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[torch,text,demo,test,bench]'
 	@touch $@
