@@ -20,6 +20,7 @@ from server.worker.access_log import AccessLog
 from server.worker.assistant import Assistants
 from server.worker.batcher import Batcher
 from server.worker.boot import leave
+from server.worker.channel import State
 from server.worker.front import Front
 from server.worker.loop import Loop
 from server.worker.tasks import Tasks
@@ -78,10 +79,9 @@ class BatchingWorker(Worker):
         connection = self.front.open(theirs, ("127.0.0.1", 0), ("127.0.0.1", 0))
         client = threading.Thread(target=_talk, args=(ours, request, answer))
         client.start()
-        while client.is_alive():
-            self.front.turn(0.01)
-        connection.close()
-        ours.close()
+        while connection.state is not State.CLOSED:  # which the client's end wakes the loop for
+            self.front.turn(TICK)
+        client.join()
         self.front.access_log = AccessLog(self.log)
         return b"".join(answer)
 
@@ -152,16 +152,17 @@ class BatchingWorker(Worker):
 
 
 def _talk(sock: socket.socket, request: bytes, answer: list[bytes]) -> None:
-    """Send `request` and read until the length that its answer says."""
-    sock.sendall(request)
-    came = b""
-    while b"\r\n\r\n" not in came:
-        if not (data := sock.recv(1 << 16)):
-            break
-        came += data
-    head, _, body = came.partition(b"\r\n\r\n")
-    left = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0) - len(body)
-    answer.append(came)
-    while left > 0 and (data := sock.recv(1 << 16)):
-        answer.append(data)
-        left -= len(data)
+    """Send `request`, read until the length that its answer says, and close."""
+    with sock:
+        sock.sendall(request)
+        came = b""
+        while b"\r\n\r\n" not in came:
+            if not (data := sock.recv(1 << 16)):
+                break
+            came += data
+        head, _, body = came.partition(b"\r\n\r\n")
+        left = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0) - len(body)
+        answer.append(came)
+        while left > 0 and (data := sock.recv(1 << 16)):
+            answer.append(data)
+            left -= len(data)
