@@ -233,7 +233,11 @@ class Connection(Channel):
 
     def _answer(self) -> None:
         self.task = getcurrent()
-        self.front.answer(self, self.head)
+        try:
+            self.front.answer(self, self.head)
+        except BaseException:  # a defect of ours ends this connection: out of here it would end the loop, and all others
+            self.front.log.exception("a connection failed")
+            self.close()
 
     @property
     def idle(self) -> bool:

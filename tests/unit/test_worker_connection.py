@@ -360,3 +360,16 @@ def test_a_descriptor_that_is_used_again() -> None:
     for pair in pairs:
         for each in pair:
             each.close()
+
+
+def test_a_defect_of_ours(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong where nothing should ends its connection and no other."""
+    with Desk() as desk:
+        with monkeypatch.context() as patch:
+            patch.setattr(desk.office, "handle_error", lambda *_: 1 // 0, raising=False)
+            client = desk.open()
+            client.send(b"BAD\r\n\r\n")
+            desk.settle([client])
+        assert client.ended
+        assert serves(desk)
+    assert "a connection failed" in caplog.text
