@@ -165,8 +165,6 @@ class Model:
 
     def run(self, parts: Sequence[Prepared], shape: Shape) -> dict[str, Array]:
         """Run the engine once, in `shape`, on the rows of all `parts`."""
-        if len(parts) == 1 and parts[0].came == shape:
-            return self.session.run(parts[0].inputs)
         return self.session.run(self.plan.stack([part.inputs for part in parts], shape))
 
     def share(self, outputs: Tensors, parts: Sequence[Prepared]) -> list[dict[str, Array]]:

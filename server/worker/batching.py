@@ -16,7 +16,6 @@ from gunicorn.workers.base import Worker
 from server import exits, serving
 from server.exits import ConfigurationError
 from server.states import Phase
-from server.worker.access_log import AccessLog
 from server.worker.assistant import Assistants
 from server.worker.batcher import Batcher
 from server.worker.boot import leave
@@ -74,7 +73,7 @@ class BatchingWorker(Worker):
     def exchange(self, request: bytes) -> bytes:
         """Send one request through this worker's own connection code and give the response: the loop turns until it is there."""
         ours, theirs = socket.socketpair()
-        self.front.access_log.on = False
+        logged, self.front.access_log.on = self.front.access_log.on, False
         answer: list[bytes] = []
         connection = self.front.open(theirs, ("127.0.0.1", 0), ("127.0.0.1", 0))
         client = threading.Thread(target=_talk, args=(ours, request, answer))
@@ -82,7 +81,7 @@ class BatchingWorker(Worker):
         while connection.state is not State.CLOSED:  # which the client's end wakes the loop for
             self.front.turn(TICK)
         client.join()
-        self.front.access_log = AccessLog(self.log)
+        self.front.access_log.on = logged
         return b"".join(answer)
 
     def run(self) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from server.serving import Serving
+from server.turnstile import late
 from server.worker import plain, unusual
 from server.worker.batcher import Batcher
 from server.worker.channel import State
@@ -168,7 +169,8 @@ class Front(Common):
 
     def answer_late(self) -> None:
         """Answer 504 to all who wait, from another thread than the loop's, which hangs: the process ends next."""
-        answer = refusal(504, f"not answered within {self.patience:g} s (WARMFORK_REQUEST_TIMEOUT)")
+        error = late(self.patience)
+        answer = refusal(error.status, str(error))
         for connection in list(self.connections.values()):
             with suppress(OSError):
                 if connection.state is State.HEAD and not connection.asks:
