@@ -9,7 +9,7 @@ setup: .venv/stamp  ## make .venv with everything pinned
 .venv/stamp: pyproject.toml constraints.txt
 	@command -v cc >/dev/null || { echo 'make setup: gunicorn_h1c is compiled here: it needs a C compiler (Debian: gcc libc6-dev python3-dev)' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[torch,text,demo,test,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[torch,text,demo,test,bench,load]'
 	@touch $@
 
 serve: setup  ## run the server in the foreground, with the demo models unless WARMFORK_MODELS names others
@@ -48,7 +48,7 @@ types: setup  ## mypy, strict
 pins:  ## make constraints.txt anew from the newest versions that pyproject.toml allows
 	@new=$$(mktemp -d) && trap 'rm -rf "$$new"' EXIT \
 	&& $(PYTHON) -m venv "$$new/venv" \
-	&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check '.[torch,text,demo,test,bench]' \
+	&& "$$new/venv/bin/python" -m pip install --quiet --disable-pip-version-check '.[torch,text,demo,test,bench,load]' \
 	&& sed '/^[^#]/,$$d' constraints.txt > "$$new/pins" \
 	&& "$$new/venv/bin/python" -m pip freeze --exclude warmfork | sed 's/+cpu$$//' >> "$$new/pins" \
 	&& cp "$$new/pins" constraints.txt
