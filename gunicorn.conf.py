@@ -1,7 +1,7 @@
 """How gunicorn runs warmfork. Our own settings are environment variables (see the README); gunicorn's are these."""
 
 from server import environment  # first: it tells the libraries below us to start no threads  # noqa: F401, I001
-from hooks.master import child_exit, on_exit, on_starting, pre_fork, settings, when_ready  # noqa: F401
+from hooks.master import child_exit, on_exit, on_starting, pre_exec, pre_fork, settings, when_ready  # noqa: F401
 from hooks.worker import post_fork, post_worker_init, worker_exit  # noqa: F401
 from server.logs import LOGGERS
 

@@ -35,13 +35,14 @@ def on_starting(arbiter: Arbiter) -> None:
     with _starting(arbiter):
         read = settings()
         _check_device(read)
-        if "LISTEN_FDS" not in os.environ:  # else systemd has bound it
+        if not arbiter.master_pid and "LISTEN_FDS" not in os.environ:  # else an older master or systemd has bound it
             bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
         master.start()
     signals.hold_around_forks()
     address = master.keeper.socket.getsockname()
-    _log.info("Management at: http://%s:%d (%d)", address[0], address[1], master.keeper.pid)
+    who = "an older master's, until this one is warm" if master.predecessor else master.keeper.pid
+    _log.info("Management at: http://%s:%d (%s)", address[0], address[1], who)
 
 
 def when_ready(arbiter: Arbiter) -> None:
@@ -62,6 +63,12 @@ def child_exit(_arbiter: Arbiter, worker: Any) -> None:
         master.ended(worker, signals.ends.pop(worker.pid, None))
     except Exception:  # noqa: BLE001 - a defect of ours must not end a server that serves
         _log.exception("child_exit failed for worker %s", worker.pid)
+
+
+def pre_exec(arbiter: Arbiter) -> None:
+    """In the child that becomes a new master: leave it what it inherits, in the environment that it gets."""
+    master.bequeath(arbiter.cfg.env_orig)
+    signals.default()
 
 
 def on_exit(_arbiter: Arbiter) -> None:
@@ -87,6 +94,8 @@ def _starting(arbiter: Arbiter) -> Iterator[None]:
         _leave(arbiter, 0)
     except ExitError as error:
         _log.error("%s", error)
+        if "master" in globals():
+            master.failed(error)
         _leave(arbiter, error.status)
     except Exception:  # noqa: BLE001 - a defect of ours, or a machine at its end; in either case somebody has to look
         _log.exception("the start failed")

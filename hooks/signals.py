@@ -10,20 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
+from gunicorn import systemd
 from gunicorn.arbiter import Arbiter
 
 from server.exits import AskedToStopError
 from server.master.master import Master
-from server.processes import any_ended, hold_signals, release_signals
+from server.processes import any_ended, default_signals, hold_signals, release_signals
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.5
 QUICK_SECONDS = 2
 """How long a quick stop waits for a worker that cannot run its handler, before it is killed."""
+
+EXEC_STATUS = 127
+"""What a shell says of a program that cannot be started."""
 
 ends: dict[int, signal.Signals | int] = {}
 """How workers that gunicorn is about to reap have ended, by pid."""
@@ -61,58 +67,88 @@ def end_at_once(arbiter: Arbiter) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def install(arbiter: Arbiter, master: Master) -> None:
-    """Set our handlers on the one arbiter, and start the timer."""
-    reap = arbiter.handle_chld
-    stop = {signal.SIGINT: arbiter.handle_int, signal.SIGQUIT: arbiter.handle_quit}
+class Handlers:
+    """What gunicorn's main loop does for each signal, by the signal's name."""
 
-    def handle_chld() -> None:
+    def __init__(self, arbiter: Arbiter, master: Master) -> None:
+        """Keep what gunicorn itself would do, where that is done as well."""
+        self.arbiter = arbiter
+        self.master = master
+        self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
+        self.hup, self.ttin, self.ttou = master.succession.reload, master.grow, master.shrink
+        self.cld = self.chld
+        self.int = self.quit
+
+    def chld(self) -> None:
+        """Something has ended, or the timer came."""
+        master, successor = self.master, self.master.successor
         try:
             if any_ended():  # looked at first: gunicorn takes the status of whatever ends between our look and its own
-                ends.update(master.watch(arbiter.WORKERS))
-                reap()
+                ends.update(master.watch([*self.arbiter.WORKERS, *([successor.pid] if successor.pid else [])]))
+                self.reap()
+            if successor.pid and not self.arbiter.reexec_pid:
+                master.stay(ends.pop(successor.pid, None))
             master.tick()
         finally:
             _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
-        if master.drained:
-            master.stop()
-            _last_signals(arbiter)
-            raise StopIteration
+        if master.over:
+            if successor.warm and self.arbiter.log:
+                systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)
+            self._stop()
 
-    def handle_term() -> None:
-        if master.drain():
-            _last_signals(arbiter)
-            raise StopIteration
+    def term(self) -> None:
+        """Drain, then stop."""
+        if self.master.drain():
+            self._stop()
 
-    def quick(number: signal.Signals) -> Callable[[], None]:
-        def handle() -> None:
-            master.stop()
-            _last_signals(arbiter)
-            arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
-            stop[number]()
+    def quit(self) -> None:
+        """Stop without waiting for requests."""
+        self.master.stop()
+        _last_signals(self.arbiter)
+        self.arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
+        self.stop_quickly()
 
-        return handle
+    def usr2(self) -> None:
+        """Start a new master beside this one."""
+        if not self.master.may_hand_over():
+            return
+        self.arbiter.maybe_promote_master()  # the master before this one may have ended just now
+        ours = os.getpid()
+        self.master.successor.prepare()
+        try:
+            self.arbiter.reexec()
+        except BaseException:
+            if os.getpid() != ours:  # or there would be two of us
+                _log.exception("The new master could not be started")
+                os._exit(EXEC_STATUS)
+            raise
+        self.master.successor.began(self.arbiter.reexec_pid)
 
-    handlers: dict[str, Callable[[], None]] = {
-        "chld": handle_chld,
-        "cld": handle_chld,
-        "hup": master.succession.reload,
-        "term": handle_term,
-        "int": quick(signal.SIGINT),
-        "quit": quick(signal.SIGQUIT),
-        "usr2": lambda: _log.error("USR2 refused: handing over to a new master is not built yet; what serves goes on serving"),
-        "ttin": master.grow,
-        "ttou": master.shrink,
-    }
-    for name, handler in handlers.items():
-        setattr(arbiter, f"handle_{name}", _guarded(name, handler, arbiter, master))
+    def _stop(self) -> NoReturn:
+        self.master.stop()
+        _last_signals(self.arbiter)
+        raise StopIteration
+
+
+def install(arbiter: Arbiter, master: Master) -> None:
+    """Set our handlers on the one arbiter, and start the timer."""
+    handlers = Handlers(arbiter, master)
+    for name in ("chld", "cld", "hup", "term", "int", "quit", "usr2", "ttin", "ttou"):
+        setattr(arbiter, f"handle_{name}", _guarded(name, getattr(handlers, name), arbiter, master))
     arbiter.num_workers = master.places
+    arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own does not survive `python -m gunicorn`
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
     for status in ("WORKER_BOOT_ERROR", "APP_LOAD_ERROR"):
         setattr(arbiter, status, -1)
     # gunicorn logs every signal that it handles but SIGCHLD, so the timer comes as one.
     signal.signal(signal.SIGALRM, lambda _number, frame: arbiter.signal_chld(signal.SIGCHLD, frame))
     _rearm(BUSY_SECONDS)
+
+
+def default() -> None:
+    """In a child of the master that becomes another program: no signal is held back, and none is ours."""
+    default_signals()
+    release_signals()
 
 
 def _guarded(name: str, handler: Callable[[], None], arbiter: Arbiter, master: Master) -> Callable[[], None]:

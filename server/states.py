@@ -54,6 +54,8 @@ class Phase(IntEnum):
     SERVING = 5
     DRAINING = 6
     STOPPING = 7
+    HANDED_OVER = 8
+    """Another master serves, which this one started; this one ends."""
 
 
 BOOTING = (State.FORKED, State.LOADING, State.WARMING, State.PROVING, State.WAITING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import json
 import os
@@ -12,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +22,7 @@ from typing import Any, Self
 import psutil
 
 ROOT = Path(__file__).parents[1]
+_PR_SET_CHILD_SUBREAPER = 36
 PATIENCE = 60.0
 """Seconds after which a condition that has not come is a failure."""
 
@@ -52,7 +56,7 @@ class Server:
     def start(self) -> Self:
         """Start gunicorn and return at once."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WARMFORK_")}
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[str] | Orphan = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *self.arguments],
             cwd=ROOT,
             env={**environment, **self.settings, "PYTHONUNBUFFERED": "1"},
@@ -63,6 +67,8 @@ class Server:
             errors="replace",
             start_new_session=True,
         )
+        self.group = self.process.pid
+        self.stderr = self.process.stderr
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
         return self
@@ -88,12 +94,12 @@ class Server:
             self.stop()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        assert self.stderr is not None
+        for line in self.stderr:
             with self.news:
                 self.lines.append(line)
                 self.news.notify_all()
-        self.process.stderr.close()
+        self.stderr.close()
         with self.news:
             self.news.notify_all()
 
@@ -247,7 +253,10 @@ class Server:
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
         """Send a signal to the master, or to the whole process group."""
         self.processes()
-        (os.killpg if group else os.kill)(self.process.pid, number)
+        if group:
+            os.killpg(self.group, number)
+        else:
+            os.kill(self.process.pid, number)
 
     def stop(self, status: int = 0, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask the server to stop, and show it clean."""
@@ -300,6 +309,30 @@ class Server:
         else:
             assert self.status()["reasons"] == []
 
+    def hand_over(self) -> None:
+        """Send USR2, and go on with the new master once it serves alone."""
+        adopt_orphans()
+        self.send(signal.SIGUSR2)
+        self.follow()
+
+    def follow(self, status: int = 0) -> None:
+        """Wait until a master that has started another ends, with `status`, and all that was its own; go on with the new one."""
+        old, before = self.process.pid, self.processes().keys()
+        self.wait(lambda: self.process.poll() is not None, "the end of the old master")
+        assert self.process.poll() == status, self.log
+        workers: list[int] = []
+
+        def there() -> bool:
+            answered, page = self.probe("/status")
+            workers[:] = [worker["pid"] for worker in page["workers"] if worker["pid"]] if answered else []
+            return bool(workers)
+
+        self.wait(there, "workers of the new master")
+        self.process = Orphan(psutil.Process(workers[0]).ppid())
+        assert self.process.pid != old
+        members = self.processes().keys()
+        self.wait(lambda: not before - members & set(self.left()), "the end of all that was the old master's")
+
     def left(self) -> list[int]:
         """The pids of those seen by `processes` that still run."""
         left = []
@@ -315,13 +348,39 @@ class Server:
     def kill(self) -> None:
         """End everything at once, without looking."""
         self.processes()
-        for pid in [self.process.pid, *self.left()]:
-            try:
+        with suppress(ProcessLookupError):
+            os.killpg(self.group, signal.SIGKILL)
+        for pid in self.left():
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         self.process.wait()
         self.reader.join(10)
+
+
+@dataclass
+class Orphan:
+    """A master whose parent, the master before it, has ended: this process has become its parent."""
+
+    pid: int
+    returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit status, None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self) -> int:
+        """Wait for its end; give its status."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
+def adopt_orphans() -> None:
+    """Have this process become the parent of what its children leave behind, so that it learns how that ends."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 class Repeat:

@@ -10,6 +10,7 @@ import logging
 import resource
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, cast
 from wsgiref.types import WSGIApplication
 
@@ -89,9 +90,12 @@ class Listener(TcpWSGIServer):
         self._sockets: dict[int, Any] = {}  # waitress keeps them here, the listening one and its own pipe included
         super().__init__(app, self._sockets, _sock=sock, dispatcher=dispatcher, adj=limits, sockinfo=info, bind_socket=False)
 
-    def run(self) -> None:
-        """Serve for ever."""
-        while True:
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Serve; when `until` holds, which is asked once a second at least, take no more connections and end with the last."""
+        while self.accepting or self._channels:
+            if self.accepting and until():
+                self.accepting = False
+                self.del_channel()
             # Between turns alone: a descriptor closed within one could be given to a new connection, which would then get
             # the events of the old.
             self._end_connections()

@@ -13,7 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from server.exits import ConfigurationError
+from server.master.handover import Predecessor
 from server.scoreboard import Scoreboard
+from server.states import Phase
 
 QUICK_SECONDS = 1.0
 """A process that lived shorter than this is not started anew before as much time has passed."""
@@ -24,17 +26,22 @@ _log = logging.getLogger("gunicorn.error")
 class Keeper:
     """The management process and its socket. The socket is the master's, so it has no gap and no rival."""
 
-    def __init__(self, bind: str, board: Scoreboard) -> None:
-        """Bind `bind` (host:port); raises `ConfigurationError` naming it where that fails."""
+    def __init__(self, sock: socket.socket, board: Scoreboard, predecessor: Predecessor | None = None) -> None:
+        """Let nobody answer on `sock` yet. Where there is a predecessor, it will be told when somebody does."""
         self.board = board
-        self.socket = bound(bind, "WARMFORK_MANAGEMENT_BIND")
+        self.socket = sock
+        self.predecessor = predecessor
         self.process: subprocess.Popen[bytes] | None = None
         self.pidfd = -1
         self.started = 0.0
 
     def start(self) -> None:
         """Start the process by fork and exec: it has no model, no engine, no weights."""
-        descriptors = (self.board.fd, self.socket.fileno())
+        descriptors = [self.board.fd, self.socket.fileno()]
+        tell = []
+        if self.predecessor:
+            descriptors.append(self.predecessor.pipe)
+            tell = [f"--tell={self.predecessor.pipe}"]
         self.process = subprocess.Popen(  # noqa: S603 - every word of it is ours
             [
                 sys.executable,
@@ -43,6 +50,7 @@ class Keeper:
                 f"--board={descriptors[0]}",
                 f"--socket={descriptors[1]}",
                 f"--master={os.getpid()}",
+                *tell,
             ],
             cwd=Path(__file__).parents[2],
             pass_fds=descriptors,
@@ -57,19 +65,24 @@ class Keeper:
         return self.process.pid if self.process else 0
 
     def ended(self) -> bool:
-        """Whether the process has ended. Asked of its pidfd, since somebody who waits for any child may have its status."""
+        """Whether there is no process. Asked of its pidfd, since somebody who waits for any child may have its status."""
+        if not self.process:
+            return True
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     def keep(self) -> None:
-        """Start the process anew if it has ended, at most once a second."""
-        if not self.ended() or time.monotonic() < self.started + QUICK_SECONDS:
+        """Start the process if there is none, at most once a second; not where another master's answers by now."""
+        over = self.board.phase is Phase.HANDED_OVER
+        if over or not self.ended() or time.monotonic() < self.started + QUICK_SECONDS:
+            return
+        if self.process is None:
+            self.start()
             return
         self.started = time.monotonic()
         old = self.pidfd
-        if self.process:
-            self.process.poll()
+        self.process.poll()
         try:
             self.start()
         except OSError as error:

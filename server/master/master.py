@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from gunicorn.errors import HaltServer
@@ -14,7 +15,8 @@ from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError
 from server.master import capacity
-from server.master.keeper import Keeper
+from server.master.handover import Predecessor, Successor
+from server.master.keeper import Keeper, bound
 from server.master.roster import Assignment, End, watch
 from server.master.slots import Slots
 from server.master.succession import Succession
@@ -27,6 +29,8 @@ from server.states import Phase, State
 TITLE = "warmfork: master"
 TURN_SECONDS = 30.0
 """The loop of the master turns at least this often, or it is not live."""
+PROBES_SECONDS = 15.0
+"""How long the management process may take to answer those whom it has accepted, once another's answers the rest."""
 FIRST_KILLS = 3
 """Workers of the first generation that may be killed before the server gives up: memory is missing."""
 
@@ -37,13 +41,21 @@ class Master:
     """All that outlives a worker. Lives in the arbiter's process; a worker reads what it inherited of it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Make the page and bind the management socket; raises `ConfigurationError` where that fails."""
+        """Make the page, and bind the management socket or inherit it; raises `ConfigurationError` where that fails."""
+        self.predecessor = Predecessor.find(os.environ)
+        if self.predecessor and self.predecessor.scaled:
+            settings = replace(settings, workers=min(self.predecessor.scaled, settings.max_workers), workers_given=True)
         self.settings = settings
         self.board = Scoreboard.create(2 * (settings.max_workers + settings.standby))
         self.board.set("active", settings.workers)
         self.board.set("standby", settings.standby)
-        self.keeper = Keeper(settings.management_bind, self.board)
-        self.words = Words(self.board)
+        inherited = self.predecessor and self.predecessor.socket
+        sock = inherited or bound(settings.management_bind, "WARMFORK_MANAGEMENT_BIND")
+        self.keeper = Keeper(sock, self.board, self.predecessor)
+        self.words = Words(self.board, self._doing)
+        self.successor = Successor(settings, self.words)
+        self.scaled = bool(self.predecessor and self.predecessor.scaled)
+        """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind)
         self.kills = 0
@@ -57,14 +69,28 @@ class Master:
 
     def mind(self) -> None:
         """What must not wait for a load to end: the management process, and when the loop will turn again."""
-        self.keeper.keep()
+        self._keep()
         self.turn(self.settings.boot_timeout)
 
     def start(self) -> None:
         """Start the management process: from now on somebody answers."""
         self.turn()
         setproctitle(TITLE)
-        self.keeper.start()
+        self._keep()
+
+    def _keep(self) -> None:
+        """Keep the management process; a predecessor's answers until this server has opened."""
+        if not self.predecessor or self.predecessor.gone or self.board.get("generation"):
+            self.keeper.keep()
+
+    def _doing(self, what: str) -> None:
+        if self.predecessor:
+            self.predecessor.say("doing", what)
+
+    def failed(self, error: ExitError) -> None:
+        """This server will not open; its predecessor says why."""
+        if self.predecessor:
+            self.predecessor.say("failed", str(error))
 
     def first(self) -> None:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
@@ -90,7 +116,7 @@ class Master:
     def ended(self, worker: Any, how: signal.Signals | int | None) -> None:
         """After the end of a worker: take back what it had, and decide what its end means."""
         assignment, end = self.workforce.dismiss(worker, how)
-        if self.board.phase is Phase.STOPPING:
+        if self.board.phase in (Phase.STOPPING, Phase.HANDED_OVER):
             return
         leaving = assignment.generation not in (self.succession.serving, self.succession.coming)
         if assignment.retired or leaving:
@@ -141,6 +167,7 @@ class Master:
 
     def _halt(self, error: ExitError) -> None:
         self.status = error.status
+        self.failed(error)
         self.stop()
         raise HaltServer(str(error), error.status)
 
@@ -151,6 +178,7 @@ class Master:
             _log.warning("TTIN refused: %d workers are WARMFORK_MAX_WORKERS", active)
             return
         self.board.set("active", active + 1)
+        self.scaled = True
         for generation in (self.succession.serving, self.succession.coming):
             if generation:
                 self.workforce.promote(generation)
@@ -162,6 +190,7 @@ class Master:
             _log.warning("TTOU refused: %d workers are WARMFORK_READY_MIN", active)
             return
         self.board.set("active", active - 1)
+        self.scaled = True
         for generation in (self.succession.serving, self.succession.coming):
             if generation:
                 self.workforce.shrink(generation)
@@ -170,7 +199,10 @@ class Master:
         """Whatever has to happen later, or again and again."""
         self.turn()
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
-        self.keeper.keep()
+        self._keep()
+        self.successor.listen()
+        if self.successor.warm:
+            self.board.enter(Phase.HANDED_OVER)
         self.workforce.end_overdue()
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
@@ -178,8 +210,11 @@ class Master:
         self.succession.tick()
 
     @property
-    def drained(self) -> bool:
-        """Whether a drain has begun and its time is over."""
+    def over(self) -> bool:
+        """Whether it is time to stop: the drain is over, or a new master serves and has all probes."""
+        if self.board.phase is Phase.HANDED_OVER:
+            since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
+            return self.keeper.ended() or since > PROBES_SECONDS
         return bool(self.drain_ends) and time.monotonic() >= self.drain_ends
 
     @property
@@ -190,20 +225,51 @@ class Master:
     @property
     def busy(self) -> bool:
         """Whether something is under way that should not wait for a second."""
-        return self.succession.busy or bool(self.drain_ends)
+        return self.succession.busy or bool(self.drain_ends or self.successor.pid)
+
+    def may_hand_over(self) -> bool:
+        """Whether a new master may be started now; why not goes into the log."""
+        if os.getpid() == 1:
+            why = "this master is process 1, and its end would be the container's: start a new container beside this one"
+        elif self.successor.pid:
+            why = f"a new master ({self.successor.pid}) is under way"
+        elif self.predecessor and not self.predecessor.gone:
+            why = f"the master before this one ({self.predecessor.pid}) has not ended yet"
+        elif self.drain_ends:
+            why = "the server is going away"
+        else:
+            return True
+        _log.error("USR2 was refused: %s", why)
+        return False
+
+    def bequeath(self, environ: dict[str, str]) -> None:
+        """In the child that becomes a new master: leave it, in `environ`, what it inherits."""
+        self.successor.bequeath(environ, self.keeper.socket, self.board.get("active") if self.scaled else 0)
+
+    def stay(self, how: signal.Signals | int | None) -> None:
+        """The new master has ended before this one: this one serves on."""
+        self.successor.ended(how)
+        if self.board.phase is Phase.HANDED_OVER:
+            self.board.enter(Phase.SERVING)
 
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""
         if self.drain_ends or not self.settings.drain or not self.succession.serving:
             self.stop()
             return True
+        self.successor.end()
         self.board.enter(Phase.DRAINING)
         self.drain_ends = time.monotonic() + self.settings.drain
         return False
 
     def stop(self) -> None:
-        """Say that the server is going away: a TERM to a worker now means leave."""
-        self.board.enter(Phase.STOPPING)
+        """Say that the server is going away, if it is and has no heir: a TERM to a worker now means leave."""
+        if self.board.phase is Phase.HANDED_OVER:
+            for generation in self.workforce.others():
+                self.workforce.retire(generation, signal.SIGTERM)
+        else:
+            self.successor.end()
+            self.board.enter(Phase.STOPPING)
         self.turn(self.settings.request_timeout)  # gunicorn's loop does not turn while it waits for its workers
         self.succession.close()
 
@@ -219,7 +285,11 @@ class Master:
         That would otherwise stay in memory for as long as this worker lives.
         """
         self.keeper.socket.close()
-        os.close(self.keeper.pidfd)
+        if self.keeper.pidfd >= 0:
+            os.close(self.keeper.pidfd)
+        self.successor.forget()
+        if self.predecessor:
+            os.close(self.predecessor.pipe)
         if self.succession.build:
             self.succession.build.child.forget()
         self.succession.build = self.succession.built = self.succession.serving = self.succession.coming = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import numpy as np
 
@@ -15,9 +17,10 @@ from server.scoreboard import MAX_MODELS, Scoreboard
 class Words:
     """The one writer of the notice."""
 
-    def __init__(self, board: Scoreboard) -> None:
-        """Write on `board`."""
+    def __init__(self, board: Scoreboard, relay: Callable[[str], None] | None = None) -> None:
+        """Write on `board`. `relay` hears each step as well."""
         self.board = board
+        self.relay = relay
         self.doing = ""
         self.reasons: list[str] = []
         self.missing = ""
@@ -31,6 +34,8 @@ class Words:
         """Put the step at hand on the page; empty when there is none."""
         self.doing = doing
         self.publish()
+        if self.relay:
+            self.relay(doing)
 
     def begin(self) -> None:
         """A build begins: what was said of the last one is over."""

@@ -1,0 +1,143 @@
+"""USR2: a new master, of new code, beside the one that serves. It takes over when it is warm; if it fails, the old one stays.
+
+The new one inherits both sockets and one end of a pipe, and says a line there: `doing <what>`, `failed <why>`, and, once its
+generation has opened and its management process answers, `warm`. Nothing else passes between two versions of the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Self
+
+from server.exits import one_line
+from server.master.words import Words
+from server.settings import Settings
+
+INHERITED = "_WARMFORK_INHERITED"
+"""What the new master finds in its environment: descriptors of the management socket and of the pipe, and how many workers TTIN
+and TTOU have left the old one with, 0 if as many as were set."""
+SILENCE = 4
+"""Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
+
+_log = logging.getLogger("gunicorn.error")
+
+
+class Predecessor:
+    """In a new master: the one that started it."""
+
+    def __init__(self, management: int, pipe: int, scaled: int) -> None:
+        """It is our parent as long as it lives."""
+        self.pid = os.getppid()
+        self.socket = socket.socket(fileno=management)
+        self.pipe = pipe
+        self.scaled = scaled
+        for descriptor in (management, pipe):
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
+        os.set_blocking(pipe, False)
+
+    @classmethod
+    def find(cls, environ: MutableMapping[str, str]) -> Self | None:
+        """The one that `environ` tells of, if any."""
+        inherited = environ.pop(INHERITED, "")
+        return cls(*map(int, inherited.split(","))) if inherited else None
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        return os.getppid() != self.pid
+
+    def say(self, word: str, rest: str = "") -> None:
+        """Tell it one line; nobody waits for it to listen."""
+        with suppress(OSError):
+            os.write(self.pipe, f"{word} {one_line(rest)}\n".encode())
+
+
+class Successor:
+    """In the old master: the new one, if one was started."""
+
+    def __init__(self, settings: Settings, words: Words) -> None:
+        """Begin with none."""
+        self.patience = SILENCE * settings.boot_timeout
+        self.words = words
+        self.pid = 0
+        self.pipe = self.theirs = -1
+        self.warm = False
+        """Whether it serves."""
+        self.failed = ""
+
+    def prepare(self) -> None:
+        """Before the fork: make the pipe."""
+        self.pipe, self.theirs = os.pipe()
+        os.set_blocking(self.pipe, False)
+
+    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, scaled: int) -> None:
+        """In the child, before it becomes the new master: leave it what is to be inherited."""
+        for descriptor in (management.fileno(), self.theirs):
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - as above
+        environ[INHERITED] = f"{management.fileno()},{self.theirs},{scaled}"
+
+    def began(self, pid: int) -> None:
+        """It was forked as `pid`."""
+        os.close(self.theirs)
+        self.pid, self.warm, self.failed, self.buffer = pid, False, "", b""
+        self.deadline = time.monotonic() + self.patience
+        self.words.reasons.clear()
+        self._doing("starts")
+
+    def listen(self) -> None:
+        """Hear what it has to say; kill it if it has been silent for too long."""
+        if not self.pid:
+            return
+        with suppress(BlockingIOError):
+            while data := os.read(self.pipe, 1 << 16):
+                *lines, self.buffer = (self.buffer + data).split(b"\n")
+                self.deadline = time.monotonic() + self.patience
+                for line in lines:
+                    self._hear(*line.decode(errors="replace").partition(" ")[::2])
+        if not self.warm and time.monotonic() > self.deadline:
+            self.failed = f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
+            self._send(signal.SIGKILL)
+
+    def ended(self, how: signal.Signals | int | None) -> None:
+        """It has ended: the old master stays."""
+        self.listen()
+        os.close(self.pipe)
+        self.pid, self.warm = 0, False
+        end = f"was killed by {how.name}" if isinstance(how, signal.Signals) else f"ended with status {how}"
+        line = f"USR2 was refused: the new master {end}" + (f": {self.failed}" if self.failed else "")
+        _log.error("%s", line)
+        self.words.reasons[:] = [line]
+        self.words.say("")
+
+    def end(self) -> None:
+        """End it: the server as a whole goes."""
+        if self.pid and not self.warm:
+            self._send(signal.SIGTERM)
+
+    def forget(self) -> None:
+        """In a process that inherited the pipe: let go of it."""
+        if self.pid:
+            os.close(self.pipe)
+
+    def _hear(self, word: str, rest: str) -> None:
+        match word:
+            case "doing":
+                self._doing(rest)
+            case "failed":
+                self.failed = rest
+            case "warm":
+                self.warm = True
+                self.words.say("")
+
+    def _doing(self, what: str) -> None:
+        self.words.say(f"new master {self.pid}: {what}")
+
+    def _send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)

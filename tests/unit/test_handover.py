@@ -1,0 +1,140 @@
+"""What two masters know of each other in a USR2: an environment variable, and a pipe with lines."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from server.master import handover
+from server.master.handover import INHERITED, Predecessor, Successor
+from server.master.master import Master
+from server.master.words import Words
+from server.processes import fork_child
+from server.scoreboard import Scoreboard
+from server.settings import Settings
+
+
+@pytest.fixture
+def old() -> Successor:
+    """What an old master knows, whose new one is to be forked."""
+    successor = Successor(Settings.read({"WARMFORK_BOOT_TIMEOUT": "10"}), Words(Scoreboard.create(1)))
+    successor.prepare()
+    return successor
+
+
+@pytest.fixture
+def new(old: Successor) -> Iterator[Predecessor]:
+    """What the new one knows: it is this same process, for once."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        environ: dict[str, str] = {}
+        management, pipe = os.dup(sock.fileno()), os.dup(old.theirs)
+        old.bequeath(environ, sock, 3)
+        assert os.get_inheritable(sock.fileno())
+        assert os.get_inheritable(old.theirs)
+        assert environ[INHERITED] == f"{sock.fileno()},{old.theirs},3"
+        environ[INHERITED] = f"{management},{pipe},3"
+        found = Predecessor.find(environ)
+        assert found
+        assert INHERITED not in environ
+        yield found
+        found.socket.close()
+        os.close(pipe)
+
+
+def test_no_predecessor() -> None:
+    """A master that nobody handed over to has none."""
+    assert Predecessor.find({}) is None
+
+
+def test_lines(old: Successor, new: Predecessor) -> None:
+    """The new one's steps are put on the page; `warm` is the end of it; a word of a later version is no error."""
+    assert (3, False) == (new.scaled, new.gone)
+    old.began(os.getpid())
+    new.say("doing", "one\nand two")
+    old.listen()
+    assert old.words.doing == f"new master {os.getpid()}: one and two"
+    new.say("singing", "a song")
+    new.say("warm")
+    assert not old.warm
+    old.listen()
+    assert (True, "") == (old.warm, old.words.doing)
+
+
+def test_a_line_in_pieces(old: Successor, new: Predecessor) -> None:
+    """A line counts when it is whole."""
+    old.began(os.getpid())
+    os.write(new.pipe, b"wa")
+    old.listen()
+    assert not old.warm
+    os.write(new.pipe, b"rm\n")
+    old.listen()
+    assert old.warm
+
+
+def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptureFixture) -> None:
+    """What the new one said last is why it ended, in the log and in the reasons; then another may be started."""
+    old.began(12345)
+    new.say("failed", "model m/1: no luck")
+    old.ended(70)
+    line = "USR2 was refused: the new master ended with status 70: model m/1: no luck"
+    assert (line, [line], 0) == (caplog.messages[-1], old.words.reasons, old.pid)
+    old.prepare()
+    old.began(12346)
+    assert [] == old.words.reasons
+    old.ended(signal.SIGSEGV)
+    assert ["USR2 was refused: the new master was killed by SIGSEGV"] == old.words.reasons
+
+
+def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new master that says nothing for four boot deadlines is killed; each word gives it as long again."""
+    now = 0.0
+    monkeypatch.setattr(handover, "time", SimpleNamespace(monotonic=lambda: now))
+    pid = fork_child(lambda: signal.sigwait([signal.SIGUSR1]))
+    old.began(pid)
+    now = 39.0
+    new.say("doing", "something")
+    old.listen()
+    now = 78.0
+    old.listen()
+    assert not old.failed
+    now = 79.5
+    old.listen()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    old.ended(signal.SIGKILL)
+    assert "was killed by SIGKILL: silent for more than 40 s (4 × WARMFORK_BOOT_TIMEOUT)" in old.words.reasons[0]
+
+
+def test_old_one_does_not_listen(old: Successor, new: Predecessor) -> None:
+    """A new master never waits for an old one: not for one that stands still, not for one that is gone."""
+    for _ in range(2000):
+        new.say("doing", "x" * 100)
+    os.close(old.pipe)
+    os.close(old.theirs)
+    new.say("warm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"pid": 1}, "this master is process 1, and its end would be the container's"),
+        ({"successor": 7}, r"a new master \(7\) is under way"),
+        ({"predecessor": 8}, r"the master before this one \(8\) has not ended yet"),
+        ({"drain_ends": 1.0}, "the server is going away"),
+    ],
+)
+def test_may_not(fields: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where a hand-over can't go well, USR2 is refused in one line."""
+    master = cast("Any", Master.__new__(Master))
+    master.successor = SimpleNamespace(pid=fields.get("successor", 0))
+    master.predecessor = SimpleNamespace(pid=fields["predecessor"], gone=False) if "predecessor" in fields else None
+    master.drain_ends = fields.get("drain_ends", 0.0)
+    monkeypatch.setattr("os.getpid", lambda: fields.get("pid", 2))
+    assert not master.may_hand_over()
+    assert re.search(f"^USR2 was refused: {why}", caplog.messages[-1])
