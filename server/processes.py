@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,6 +89,16 @@ def any_ended() -> bool:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return False
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it; those that end meanwhile may or may not be among them."""
+    found = [pid]
+    for member in found:
+        for children in Path(f"/proc/{member}/task").glob("*/children"):
+            with suppress(OSError):  # the task ended meanwhile
+                found += map(int, children.read_text(encoding="ascii").split())
+    return found
 
 
 def alive(pid: int, parent: int) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 from server.cgroup import memory_limit
 from server.exits import ResourceError
 from server.models.finding import Finding
-from server.processes import memory
+from server.processes import family, memory
 from server.settings import Settings
 
 WORKER_BYTES = 24 << 20
@@ -17,26 +18,50 @@ WORKER_BYTES = 24 << 20
 _log = logging.getLogger("gunicorn.error")
 
 
-def workers(settings: Settings, findings: Sequence[Finding]) -> int:
-    """How many workers to start: as set, or fewer by default where memory says so.
+class Room:
+    """What is left of memory, beside the headroom and all that the server holds by now."""
 
-    Raises `ResourceError` naming the bound if not even that fits, or if the environment says how many and they do not.
-    """
-    limit = memory_limit()
-    each = WORKER_BYTES + sum(finding.private_bytes for finding in findings)
-    room = int(limit * (1 - settings.memory_headroom)) - memory().get("Pss", 0)
-    fitting = max(room, 0) // each - settings.standby
-    if fitting >= settings.workers:
-        return settings.workers
-    sums = (
-        f"a worker takes {each >> 20} MiB, {max(room, 0) >> 20} MiB are left of {limit >> 20} MiB "
-        f"with WARMFORK_MEMORY_HEADROOM={settings.memory_headroom:g}"
-    )
-    fewest = (
-        settings.workers if settings.workers_given else max(settings.ready_min, (settings.ready_quorum or 1) - settings.standby)
-    )
-    if fitting < fewest:
-        message = f"no memory for {fewest + settings.standby} workers: {sums}"
-        raise ResourceError(message)
-    _log.warning("Starting %d workers and not %d: %s", fitting, settings.workers, sums)
-    return fitting
+    def __init__(self, settings: Settings, findings: Sequence[Finding], root: int | None = None) -> None:
+        """Look at `root`, this process if it is not given, and all below it, before workers that serve `findings` are forked."""
+        self.settings = settings
+        self.limit = memory_limit()
+        self.each = WORKER_BYTES + sum(finding.private_bytes for finding in findings)
+        held = sum(memory(pid).get("Pss", 0) for pid in family(root or os.getpid()))
+        self.left = max(int(self.limit * (1 - settings.memory_headroom)) - held, 0)
+        self.fitting = self.left // self.each
+        self.sums = (
+            f"a worker takes {self.each >> 20} MiB, {self.left >> 20} MiB are left of {self.limit >> 20} MiB "
+            f"with WARMFORK_MEMORY_HEADROOM={settings.memory_headroom:g}"
+        )
+
+    def first(self) -> int:
+        """How many active workers to start: as set, or fewer by default where memory says so.
+
+        Raises `ResourceError` naming the bound if not even that fits, or if it was said how many and they do not.
+        """
+        settings, fitting = self.settings, self.fitting - self.settings.standby
+        if fitting >= settings.workers:
+            return settings.workers
+        fewest = (
+            settings.workers
+            if settings.workers_given
+            else max(settings.ready_min, (settings.ready_quorum or 1) - settings.standby)
+        )
+        if fitting < fewest:
+            message = f"no memory for {fewest + settings.standby} workers: {self.sums}"
+            raise ResourceError(message)
+        _log.warning("Starting %d workers and not %d: %s", fitting, settings.workers, self.sums)
+        return fitting
+
+    def beside(self, wanted: int) -> int:
+        """How many of `wanted` workers to start at once beside a generation that serves: all, or one at a time.
+
+        Raises `ResourceError` naming the bound if there is room for none.
+        """
+        if not self.fitting:
+            message = f"no memory for a worker beside those that serve: {self.sums}"
+            raise ResourceError(message)
+        if self.fitting >= wanted:
+            return wanted
+        _log.warning("No memory for %d workers beside those that serve, so one at a time takes over: %s", wanted, self.sums)
+        return 1

@@ -14,7 +14,7 @@ from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError
-from server.master import capacity
+from server.master.capacity import Room
 from server.master.handover import Predecessor, Successor
 from server.master.keeper import Keeper, bound
 from server.master.roster import Assignment, End, watch
@@ -98,7 +98,8 @@ class Master:
         while not build.step(0.1):
             self.mind()
         findings = [holding.finding for holding in build.generation.holdings]
-        self.board.set("active", capacity.workers(self.settings, findings))
+        beside = self.predecessor.pid if self.predecessor and not self.predecessor.gone else None
+        self.board.set("active", Room(self.settings, findings, beside).first())
         self.succession.boot(build.generation)
 
     def fork(self, worker: Any) -> None:
@@ -125,6 +126,8 @@ class Master:
             self._refused(assignment)
         elif assignment.generation is self.succession.coming:
             self._lost(end)
+        elif end.booting and self.succession.replaced:
+            self.succession.take_back(end.error)
         elif not end.blameless:
             self._replace(end)
         if self.succession.serving:

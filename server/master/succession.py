@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from server.barrier import Point
 from server.exits import ExitError, ModelError
 from server.master.build import Build
+from server.master.capacity import Room
 from server.master.words import Words
 from server.master.workforce import Workforce
 from server.models.generation import Generation
@@ -40,6 +41,10 @@ class Succession:
         """Complete, but waiting for the workers of a generation before the one that serves to leave: slots are for two."""
         self.begun = 0
         """Generations begun so far; a number is never used twice, also if its generation was refused."""
+        self.one_by_one = False
+        """Whether the newest generation takes over worker by worker, since memory will not hold two as a whole."""
+        self.replaced: Generation | None = None
+        """What served before such a one: it takes over again if that fails on its way."""
         self.again = False
         """A reload was asked for while one was under way."""
 
@@ -62,7 +67,10 @@ class Succession:
     def places(self) -> int:
         """How many workers gunicorn is to keep."""
         generations = [each for each in (self.serving, self.coming) if each]
-        return len(generations) * self.wanted + self.workforce.leaving(*generations)
+        places = len(generations) * self.wanted + self.workforce.leaving(*generations)
+        if self.one_by_one:
+            places = min(places, self.wanted + 1)
+        return max(places, len(self.workforce.assignments))  # or gunicorn would end somebody
 
     def begin(self) -> Build:
         """Begin to build the next generation; raises `ExitError` if the repository is wrong."""
@@ -73,7 +81,9 @@ class Succession:
         return self.build
 
     def boot(self, generation: Generation) -> None:
-        """A generation is complete: its workers may boot."""
+        """A generation is complete: its workers may boot. Raises `ResourceError` if there is no memory for one of them."""
+        findings = [holding.finding for holding in generation.holdings]
+        self.one_by_one = bool(self.serving) and Room(self.settings, findings).beside(self.wanted) < self.wanted
         self.build = self.built = None
         self.workforce.slots.failures = 0  # those were of other models
         self.coming = self.words.generations[generation.number] = generation
@@ -102,28 +112,33 @@ class Succession:
                     self.built, self.build = self.build.generation, None
                     self.words.say(f"generation {self.built.number}: waits for older workers to leave")
         if self.built and not self.workforce.others(self.serving):
-            self.boot(self.built)
+            with self._refusing():
+                self.boot(self.built)
         if self.coming:
             self._advance(self.coming)
         if self.serving:
             self._relieve(self.serving)
+        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
+            self.one_by_one, self.replaced = False, None
 
     def _advance(self, generation: Generation) -> None:
         """Open the next point of the barrier when the quorum has arrived there."""
         slots = self.workforce.slots
         here = slots.staying(generation.number)
-        quorum = min(self.settings.ready_quorum or self.wanted, self.wanted)
+        whole = 1 if self.one_by_one else self.wanted
+        quorum = min(self.settings.ready_quorum or whole, whole)
         arrived = [int(self.board.slots["barrier"][slot]) for slot in here]
         if self.board.get("rehearsing") < generation.number and sum(point >= Point.PROVEN for point in arrived) >= quorum:
             self.board.set("rehearsing", generation.number)
             slots.wake(generation.number)
-        if sum(point >= Point.REHEARSED for point in arrived) >= max(quorum, self.settings.ready_min):
+        if sum(point >= Point.REHEARSED for point in arrived) >= min(max(quorum, self.settings.ready_min), whole):
             self._open(generation)
 
     def _open(self, generation: Generation) -> None:
-        """The whole generation takes over."""
+        """The whole generation takes over, or the first worker of it."""
         self.workforce.cast(generation)
         old, self.serving, self.coming = self.serving, generation, None
+        self.replaced = old if self.one_by_one else None
         self.board.set("generation", generation.number)
         if self.board.phase is not Phase.DRAINING:
             self.board.enter(Phase.SERVING)
@@ -146,13 +161,26 @@ class Succession:
         self.forget(generation)
         self.refuse(error)
 
+    def take_back(self, error: ExitError) -> None:
+        """A generation that takes over worker by worker has lost one in its boot: what served before takes over again."""
+        failed, self.serving, self.replaced = self.serving, self.replaced, None
+        if not failed or not self.serving:
+            return
+        self.board.set("generation", self.serving.number)
+        self.workforce.abort(failed)
+        self._complain(failed.number, error)
+        self.words.say("")
+
     def refuse(self, error: ExitError) -> None:
         """Say why a reload failed."""
-        line = f"generation {self.begun} was refused: {error}"
-        _log.error("%s", line)
-        self.words.reasons[:] = [line]
+        self._complain(self.begun, error)
         self.close()
         self._settle()
+
+    def _complain(self, number: int, error: ExitError) -> None:
+        line = f"generation {number} was refused: {error}"
+        _log.error("%s", line)
+        self.words.reasons[:] = [line]
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from server.master.slots import Slots
 from server.models.generation import Generation
 from server.scoreboard import Scoreboard
 from server.settings import Settings
-from server.states import Role, State
+from server.states import BOOTING, Role, State
 
 REFUSED_BACKOFF = 1.0
 """Seconds that pass, at least, before a fork that was refused is tried again."""
@@ -86,6 +86,13 @@ class Workforce:
         staying.sort(key=lambda worker: self._is_active(self.assignments[worker]))  # those held back go first
         for worker in staying[: max(len(staying) - keep, 0)]:
             self._retire(worker, number)
+
+    def abort(self, generation: Generation) -> None:
+        """Kill those of a generation that have not opened."""
+        for worker in self.of(generation):
+            slot = self.assignments[worker].slot
+            if slot is not None and self.board.state(slot) in BOOTING:
+                self._retire(worker, signal.SIGKILL)
 
     def others(self, *generations: Generation | None) -> list[Generation]:
         """Generations that still have workers, besides those named."""

@@ -6,6 +6,7 @@ import pytest
 
 from server.exits import ResourceError
 from server.master import capacity
+from server.master.capacity import Room
 from server.models.finding import Finding
 from server.settings import Settings
 
@@ -13,14 +14,15 @@ MIB = 1 << 20
 MODEL = 76 * MIB  # with what a worker takes anyway: 100 MiB
 
 
-def workers(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **environ: str) -> int:
-    """The number of workers, of 8 by default, in `limit` MiB of which the master holds `held`."""
+def room(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **environ: str) -> Room:
+    """The room for workers, of which there are 8 by default, in `limit` MiB; the master and another process hold `held`."""
     monkeypatch.setattr("server.settings.cores", lambda: 8)
     monkeypatch.setattr(capacity, "memory_limit", lambda: limit * MIB)
-    monkeypatch.setattr(capacity, "memory", lambda: {"Pss": held * MIB})
+    monkeypatch.setattr(capacity, "family", lambda _pid: [1, 2])
+    monkeypatch.setattr(capacity, "memory", lambda _pid: {"Pss": held * MIB // 2})
     finding = Finding("m/1", "fake", "private", "", batched=True, shapes=[], private_bytes=MODEL)
     read = Settings.read({"WARMFORK_MEMORY_HEADROOM": "0.5"} | {f"WARMFORK_{name}": text for name, text in environ.items()})
-    return capacity.workers(read, [finding])
+    return Room(read, [finding])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **enviro
 )
 def test_fewer(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, environ: dict[str, str], count: int) -> None:
     """By default there are as many workers as fit beside the master and the warm pool, with the headroom left free."""
-    assert count == workers(monkeypatch, limit, held, **environ)
+    assert count == room(monkeypatch, limit, held, **environ).first()
 
 
 @pytest.mark.parametrize(
@@ -59,4 +61,17 @@ def test_too_few(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, environ
     with pytest.raises(
         ResourceError, match=rf"^no memory for {wanted} workers: a worker takes 100 MiB, \d+ MiB are left of {limit} MiB"
     ):
-        workers(monkeypatch, limit, held, **environ)
+        room(monkeypatch, limit, held, **environ).first()
+
+
+@pytest.mark.parametrize(("limit", "held", "count"), [(1800, 100, 8), (1798, 100, 1), (400, 100, 1)])
+def test_beside(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, count: int) -> None:
+    """Beside a generation that serves another starts as a whole, or one worker at a time where memory says so."""
+    assert count == room(monkeypatch, limit, held).beside(8)
+
+
+def test_none_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room for one, the line has the sums."""
+    line = "^no memory for a worker beside those that serve: a worker takes 100 MiB, 99 MiB are left of 398 MiB"
+    with pytest.raises(ResourceError, match=line):
+        room(monkeypatch, 398, 100).beside(8)

@@ -60,6 +60,8 @@ class Server:
         self.master.words, self.master.kills = self.succession.words, 0
         self.workers: list[Worker] = []
         self.unsafe = ""
+        self.beside = 0
+        """How many workers memory has room for beside a generation; 0 for as many as there are."""
         self.age = 0
         self.succession.boot(self.built())
 
@@ -167,6 +169,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Signals go to the server at hand, and what makes a fork unsafe is what a test says."""
     at = SimpleNamespace(server=None, unsafe="")
     monkeypatch.setattr(module, "unsafe", lambda: at.unsafe)
+    room = SimpleNamespace(beside=lambda wanted: at.server.beside or wanted)
+    monkeypatch.setattr(succession, "Room", lambda *_: room)
     monkeypatch.setattr(module, "os", SimpleNamespace(kill=lambda *given: cast("Server", at.server).kill(*given)))
     return at
 
@@ -262,6 +266,47 @@ def test_relieve_keeps_those_that_take_traffic(start: Any) -> None:
 
     assert 2 == server.board.get("generation")
     assert not set(active) & set(server.signalled())
+
+
+def test_one_by_one(start: Any) -> None:
+    """Where memory will not hold two generations, there is at most one worker more, and each old one goes for a new one."""
+    server = start(active=3, standby=1)
+    server.beside = 1
+    server.reload()
+    seen = set()
+    for _ in range(30):
+        server.turn()
+        numbers = [server.workforce.assignments[each].generation.number for each in server.workers]
+        assert len(numbers) <= 5
+        active = sum(server.board.state(server.slot(each)) is State.ACTIVE for each in server.workers)
+        assert active >= 3
+        seen.add((numbers.count(1), numbers.count(2)))
+    assert {(4, 1), (3, 2), (1, 4), (0, 4)} <= seen
+    assert (2, False, None) == (server.board.get("generation"), server.succession.one_by_one, server.succession.replaced)
+    assert [2] == list(server.succession.words.generations)
+
+
+def test_one_by_one_is_taken_back(start: Any) -> None:
+    """If one fails on the way, the old generation takes over again, one by one too, and is refilled from its models."""
+    server = start(active=3)
+    server.beside = 1
+    server.reload()
+    while len([each for each in server.workers if server.workforce.assignments[each].generation.number == 1]) > 1:
+        server.turn()
+    server.fill()
+    (booting,) = [each for each in server.workers if server.board.state(server.slot(each)) is State.FORKED]
+
+    server.end(booting, signal.SIGKILL)
+
+    assert 1 == server.board.get("generation")
+    assert "generation 2 was refused" in server.succession.words.reasons[0]
+    for _ in range(20):
+        server.turn()
+        assert len(server.workers) <= 4
+        assert sum(server.board.state(server.slot(each)) is State.ACTIVE for each in server.workers) >= 3 - 1
+    assert [1, 1, 1] == [server.workforce.assignments[each].generation.number for each in server.workers]
+    assert (1, False) == (server.board.get("generation"), server.succession.one_by_one)
+    assert [1] == list(server.succession.words.generations)
 
 
 def test_waits_for_room(start: Any) -> None:
@@ -362,12 +407,14 @@ def test_what_counts_as_a_failed_boot(
 STEPS = st.lists(st.sampled_from(["grow", "shrink", "fork", "boot", "end", "refuse", "reload", "tick", "turn"]), max_size=40)
 
 
-@given(steps=STEPS, data=st.data(), standby=st.integers(0, 2), quorum=st.integers(0, 2))
-@settings(max_examples=150, deadline=None)
-def test_target_is_always_met(steps: list[str], data: st.DataObject, standby: int, quorum: int) -> None:
+@given(steps=STEPS, data=st.data(), standby=st.integers(0, 2), quorum=st.integers(0, 2), beside=st.integers(0, 1))
+@settings(max_examples=250, deadline=None)
+def test_target_is_always_met(steps: list[str], data: st.DataObject, standby: int, quorum: int, beside: int) -> None:
     """Whatever happens in whatever order, gunicorn never has one too many, and in the end there are as many as should be."""
     with pytest.MonkeyPatch.context() as patch:
         server = Server(2, standby, quorum)
+        server.beside = beside
+        patch.setattr(succession, "Room", lambda *_: SimpleNamespace(beside=lambda wanted: beside or wanted))
         patch.setattr(module, "os", SimpleNamespace(kill=server.kill))
         patch.setattr(module, "unsafe", lambda: server.unsafe)
         server.settle()
