@@ -6,14 +6,13 @@ from pathlib import Path
 
 globals().update(runpy.run_path(str(Path(__file__).parents[1] / "gunicorn.conf.py")))
 
-from server.master import capacity  # noqa: E402 - after the configuration, whose first import sets the environment
-
-_limit = capacity.memory_limit
+from server.cgroup import memory_limit  # noqa: E402 - after the configuration, whose first import sets the environment
+from server.master import capacity  # noqa: E402
 
 
 def _tight() -> int:
     file = Path(os.environ["LIMIT"])
-    return int(file.read_text(encoding="ascii")) if file.exists() else _limit()
+    return int(file.read_text(encoding="ascii")) if file.exists() else memory_limit()
 
 
-capacity.memory_limit = _tight
+vars(capacity)["memory_limit"] = _tight

@@ -48,7 +48,7 @@ def test_one_by_one(limit: Path, tmp_path: Path) -> None:
         server, gated = scene.server, scene.gated
         _room_for(scene, 2, limit)  # one, and what is written to by the requests that go on
         server.reload()
-        assert server.wait_log("No memory for 3 workers beside those that serve, so one at a time takes over: a worker takes")
+        server.wait_log("No memory for 3 workers beside those that serve, so one at a time takes over: a worker takes")
         assert _generations(scene) == [2, 2, 2]
 
         server.expect("generation 3 was refused", "no luck", "exited with code")
