@@ -1,0 +1,1 @@
+"""Two servers behind HAProxy. Needs Python's standard library alone."""

@@ -1,0 +1,164 @@
+"""The shift from the server that serves to the one that comes after it, and the way back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from deploy.haproxy import management
+from deploy.haproxy.bounds import Bounds, Counted
+from deploy.haproxy.process import Started
+from deploy.haproxy.runtime_api import Place, RuntimeApi, RuntimeApiError
+
+TURN = 0.2
+"""Seconds between two looks at what is waited for or watched."""
+UNHEARD = 10.0
+"""Seconds for which HAProxy, or the new server's metrics, may not be heard."""
+FULL, LEAST = 255, 1
+"""Weights. A server that waits keeps the least one, so that HAProxy turns to it by itself, at once, where the other is down or
+refuses a connection."""
+
+
+class ShiftError(Exception):
+    """Why the new server does not serve."""
+
+
+def say(line: str) -> None:
+    """Tell the operator how far it is."""
+    sys.stdout.write(f"blue_green: {line}\n")
+    sys.stdout.flush()
+
+
+@dataclass
+class Shift:
+    """From `old` to `new`. `pause` sleeps, and raises `ShiftError` if somebody asks to stop; `started` runs the new server."""
+
+    api: RuntimeApi
+    old: Place
+    new: Place
+    pause: Callable[[float], None]
+    started: Started | None = None
+    begun: bool = False
+    """Whether weights have been touched."""
+    before: tuple[management.Durations, int, int] = field(init=False)
+    """What the new server had counted when its first request could come: durations, answered, failed."""
+
+    def measure(self, seconds: float, requests: int) -> float:
+        """p95 of the old server over `seconds`. Raises `ShiftError` if it answered fewer than `requests`."""
+        first = self._durations(self.old)
+        self.pause(seconds)
+        came = self._durations(self.old) - first
+        if came.total < max(requests, 1):
+            message = (
+                f"{self.old.name} answered {came.total:g} requests in {seconds:g} s, at least {max(requests, 1)} are needed "
+            )
+            raise ShiftError(message + f"to compare {self.new.name} with: give an absolute bound, or more time")
+        return came.quantile(0.95)
+
+    def prove(self, seconds: float) -> None:
+        """Wait until the new server says that it is ready: every shape warm, answers checked, the synthetic load served."""
+        end = time.monotonic() + seconds
+        while why := management.reasons(self.new.management):
+            self._alive()
+            if time.monotonic() > end:
+                message = f"{self.new.name} was not ready after {seconds:g} s: {why}"
+                raise ShiftError(message)
+            self.pause(TURN)
+
+    def open(self) -> None:
+        """Give the new server the least weight, and wait until HAProxy's own checks have found it ready."""
+        durations, traffic = self._durations(self.new), self.api.traffic(self.new.name)
+        self.before = (durations, traffic.answered, traffic.failed)
+        self.begun = True
+        self.api.set({self.old.name: f"weight {FULL}", self.new.name: f"weight {LEAST}"})
+        self.api.set({self.new.name: "state ready"})
+        end = time.monotonic() + UNHEARD
+        while (seen := self.api.traffic(self.new.name)).status != "UP":
+            self._alive()
+            if time.monotonic() > end:
+                message = f"{self.new.name} is {seen.status} for HAProxy after {UNHEARD:g} s: {seen.check}"
+                raise ShiftError(message)
+            self.pause(TURN)
+
+    def give(self, percent: float) -> None:
+        """Send the new server `percent` of the requests."""
+        weight = min(max(round(FULL * percent / 100), LEAST), FULL)
+        self.api.set({self.new.name: f"weight {weight}", self.old.name: f"weight {max(FULL - weight, LEAST)}"})
+
+    def watch(self, seconds: float, bounds: Bounds) -> Counted:
+        """Look at the new server for `seconds`; give what it did since it was opened. Raises `ShiftError` if a bound breaks."""
+        end = time.monotonic() + seconds
+        while True:
+            self.pause(TURN)
+            counted = self._judge(bounds)
+            if time.monotonic() > end:
+                return counted
+
+    def back(self, seconds: float) -> str:
+        """The old server serves at once, the new one is ended in `seconds`; give who serves now, in words.
+
+        Where the old one is down and the new one is not, or HAProxy is not heard, nobody is ended.
+        """
+        try:
+            if self.begun and not self._restore():
+                return f"{self.old.name} is down: {self.new.name} goes on serving"
+        except RuntimeApiError as error:
+            return f"{error}; both servers are left as they are"
+        if self.started:
+            self.started.stop(seconds)
+        return f"{self.old.name} serves"
+
+    def _restore(self) -> bool:
+        """Whether the old server takes all requests again."""
+        end = time.monotonic() + UNHEARD
+        while True:
+            try:
+                old, new = (self.api.traffic(place.name).status for place in (self.old, self.new))
+                if new.startswith("UP") and not old.startswith("UP"):
+                    self.give(100)
+                    return False
+                self.api.set({self.old.name: f"weight {FULL}", self.new.name: "state maint"})
+            except RuntimeApiError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(TURN)
+            else:
+                return True
+
+    def _judge(self, bounds: Bounds) -> Counted:
+        self._alive()
+        traffic = self.api.traffic(self.new.name)
+        if not traffic.status.startswith("UP"):
+            why = management.reasons(self.new.management) or "ready again"
+            message = f"{self.new.name} is {traffic.status} for HAProxy: {traffic.check}; {why}"
+            raise ShiftError(message)
+        durations, answered, failed = self.before
+        try:
+            came = self._durations(self.new) - durations
+        except ValueError as error:
+            message = f"{self.new.name}: {error}"
+            raise ShiftError(message) from None
+        if traffic.answered < answered:
+            message = f"HAProxy's counts of {self.new.name} fell: it was started anew"
+            raise ShiftError(message)
+        counted = Counted(came, traffic.answered - answered, traffic.failed - failed)
+        if broken := bounds.broken(counted):
+            message = f"{self.new.name}: {broken}"
+            raise ShiftError(message)
+        return counted
+
+    def _durations(self, place: Place) -> management.Durations:
+        end = time.monotonic() + UNHEARD
+        while (found := management.durations(place.management)) is None:
+            if time.monotonic() > end:
+                message = f"{place.name} gave no metrics at {place.management} for {UNHEARD:g} s"
+                raise ShiftError(message)
+            self.pause(TURN)
+        return found
+
+    def _alive(self) -> None:
+        if self.started and (ended := self.started.ended):
+            message = f"{self.new.name} {ended}"
+            raise ShiftError(message)
