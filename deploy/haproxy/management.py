@@ -75,12 +75,15 @@ def durations(address: str) -> Durations | None:
 
 
 def reasons(address: str) -> str:
-    """Why the server is not ready, in its own words; empty if it is."""
-    status, text = probe(address, "/readyz")
-    try:
-        return "" if status == HTTPStatus.OK else "; ".join(json.loads(text)["reasons"])
-    except (ValueError, KeyError):
-        return text
+    """Why the server is not ready, or how far its start is, in its own words; empty if it is ready."""
+    for path in ("/startupz", "/readyz"):
+        status, text = probe(address, path)
+        if status != HTTPStatus.OK:
+            try:
+                return "; ".join(json.loads(text)["reasons"])
+            except (ValueError, KeyError):
+                return text
+    return ""
 
 
 def workers(address: str) -> list[int]:

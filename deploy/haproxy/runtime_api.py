@@ -81,11 +81,11 @@ class RuntimeApi:
 
     def places(self) -> list[Place]:
         """The servers of the backend. Raises `RuntimeApiError` if there is no such backend."""
-        _version, *lines = self.ask(f"show servers state {self.backend}").splitlines()
-        if not lines:
+        _version, header, *lines = [*self.ask(f"show servers state {self.backend}").splitlines(), ""]
+        if not header.startswith("# "):
             message = f"HAProxy has no backend {self.backend!r}"
             raise RuntimeApiError(message)
-        rows = csv.DictReader([lines[0].removeprefix("# "), *filter(None, lines[1:])], delimiter=" ")
+        rows = csv.DictReader([header[2:], *filter(None, lines)], delimiter=" ")
         return [Place(row["srv_name"], row["srv_addr"], int(row["srv_port"]), int(row["srv_check_port"])) for row in rows]
 
     def traffic(self, name: str) -> Traffic:

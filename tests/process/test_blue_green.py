@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -11,7 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,8 +27,9 @@ from tests.server import PATIENCE, ROOT, Repeat, Server
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
 
 COLOURS = ("blue", "green")
+CLIENTS = 4
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": HELD["x"][1]}]}).encode()
-LOOSE = ("--p95-ms", "60000", "--requests", "1", "--steps", "50", "--step-seconds", "0.5")
+LOOSE = ("--p95-ms", "60000", "--requests", "1", "--steps", "50", "--step-seconds", "0.3")
 """Bounds that only a server without an answer breaks."""
 
 
@@ -67,10 +68,10 @@ class Run:
 
     def fails(self, why: str) -> None:
         """Wait until the script has gone back: blue takes all, green is ended, and the last line says why."""
-        self.ends(1, rf"blue_green: failed: green.* {why}.*; blue serves\n")
+        self.ends(1, rf"blue_green: failed: .*{why}.*; blue serves\n")
         self.stage.serves("blue")
         assert self.stage.api.traffic("green").status == "MAINT"
-        assert not self.stage.pid_file.exists() or not psutil.pid_exists(self.stage.green)
+        assert not self.stage.pid_file.exists() or not _runs(self.stage.green)
 
 
 class Stage:
@@ -79,7 +80,7 @@ class Stage:
     def __init__(self, folder: Path, listener: socket.socket, blue: Server, gated: Gated) -> None:
         """HAProxy listens on `listener`; `gated` is green's model."""
         self.folder, self.blue, self.gated = folder, blue, gated
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/v2/models/gated/infer"
+        self.port = listener.getsockname()[1]
         self.api = RuntimeApi(folder / "admin.sock", "warmfork")
         self.pid_file = folder / "green.pid"
 
@@ -89,21 +90,27 @@ class Stage:
         return int(self.pid_file.read_text(encoding="utf-8"))
 
     def ask(self) -> int:
-        """One inference through HAProxy, on a connection of its own: its status. Raises `OSError` where it has none or is an error."""
-        with urllib.request.urlopen(urllib.request.Request(self.url, BODY), timeout=PATIENCE) as answer:  # noqa: S310 - http
-            return int(answer.status)
+        """One inference through HAProxy, on a connection of its own: its status. Raises `OSError` where it has none."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("POST", "/v2/models/gated/infer", BODY)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+        finally:
+            connection.close()
 
     def load(self) -> Repeat:
         """Requests from four clients, until its end."""
-        return Repeat(self.ask, threads=4, pause=0.005)
+        return Repeat(self.ask, threads=CLIENTS, pause=0.005)
 
     def serves(self, colour: str) -> None:
-        """The next requests are answered, all by `colour`."""
+        """The next requests are answered by `colour`; the other one gets none but those that were on their way."""
         before = {name: self.api.traffic(name).answered for name in COLOURS}
         assert [self.ask() for _ in range(10)] == [200] * 10
-        assert {name: self.api.traffic(name).answered - before[name] for name in COLOURS} == {
-            name: 10 * (name == colour) for name in COLOURS
-        }
+        came = {name: self.api.traffic(name).answered - before[name] for name in COLOURS}
+        assert came.pop(colour) >= 10
+        assert max(came.values()) <= CLIENTS
 
 
 def _failed(load: Repeat) -> list[object]:
@@ -133,18 +140,22 @@ def _haproxy(folder: Path, environment: dict[str, str], listener: socket.socket)
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Blue serves behind HAProxy; the ports of all are held by sockets that do not listen, so that nobody else is given them."""
     folder = tmp_path_factory.mktemp("stage")
+    for colour in COLOURS:
+        (folder / colour).mkdir()
     Gated(folder / "blue")
     with ExitStack() as stack:
-        environment, binds = {}, {}
+        environment: dict[str, str] = {}
+        addresses = {}
         for colour in COLOURS:
-            workers, management = (_port(stack) for _ in range(2))
-            binds[colour] = {"bind": f"127.0.0.1:{workers}", "management_bind": f"127.0.0.1:{management}"}
-            environment |= {colour.upper(): f"127.0.0.1:{workers}", f"{colour.upper()}_MANAGEMENT_PORT": str(management)}
+            workers, status = (_port(stack) for _ in range(2))
+            addresses[colour] = f"127.0.0.1:{workers}", f"127.0.0.1:{status}"
+            environment |= {colour.upper(): f"127.0.0.1:{workers}", f"{colour.upper()}_MANAGEMENT_PORT": str(status)}
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        blue = stack.enter_context(Server(folder / "blue", **binds["blue"]))
+        bind, management_bind = addresses["blue"]
+        blue = stack.enter_context(Server(folder / "blue", bind=bind, management_bind=management_bind))
         stack.enter_context(_haproxy(folder, environment, listener))
         stage = Stage(folder, listener, blue, Gated(folder / "green"))
-        blue.wait(lambda: (folder / "admin.sock").exists(), "HAProxy's socket")
+        blue.wait((folder / "admin.sock").exists, "HAProxy's socket")
         blue.wait(lambda: [stage.api.traffic(name).status for name in COLOURS] == ["UP", "DOWN"], "HAProxy's checks")
         yield stage
 
@@ -153,9 +164,17 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 def _clean(stage: Stage) -> Iterator[None]:
     yield
     stage.gated.open_all()
-    if stage.pid_file.exists() and psutil.pid_exists(stage.green):
-        os.kill(stage.green, SIGKILL)
+    if stage.pid_file.exists():
+        if _runs(stage.green):
+            os.kill(stage.green, SIGKILL)
         stage.pid_file.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _port(stack: ExitStack) -> int:
@@ -166,15 +185,15 @@ def _port(stack: ExitStack) -> int:
 
 
 def test_there_and_back(stage: Stage) -> None:
-    """No request fails while green comes and takes all; then blue, which still runs, takes it back, and green is ended as asked."""
+    """No request fails while green comes and takes all, nor while blue, which still runs, takes it back and green is ended."""
     with stage.load() as load:
-        Run(stage, *LOOSE, "--bake", "1").ends(0, "green serves, blue takes no requests")
+        Run(stage, *LOOSE, "--bake", "0.5").ends(0, "green serves, blue takes no requests")
         stage.serves("green")
         green = stage.green
-        Run(stage, *LOOSE, "--bake", "1", "--keep-old", "0", start=False).ends(0, "blue serves.*\n.*green has ended")
+        Run(stage, *LOOSE, "--bake", "0.5", "--keep-old", "0", start=False).ends(0, "blue serves.*\n.*green has ended")
         stage.serves("blue")
     assert _failed(load) == []
-    assert not psutil.pid_exists(green)
+    assert not _runs(green)
 
 
 def test_never_ready(stage: Stage) -> None:
@@ -182,16 +201,16 @@ def test_never_ready(stage: Stage) -> None:
     stage.gated.close("warming")
     weight = stage.api.traffic("blue").weight
     with stage.load() as load:
-        Run(stage, *LOOSE, "--start-timeout", "4").fails("was not ready after 4 s: .*(warming|loading|starting)")
+        Run(stage, *LOOSE, "--start-timeout", "4").fails("was not ready after 4 s: .*workers proven: 0 of 1")
     assert _failed(load) == []
     assert weight == stage.api.traffic("blue").weight
 
 
 def test_slow(stage: Stage) -> None:
     """Green is proven, and slower than blue on what clients send: it goes again by itself, and no request failed."""
-    stage.gated.close("request", "time.sleep(0.5)")
+    stage.gated.close("request", "time.sleep(0.3)")
     with stage.load() as load:
-        Run(stage, "--baseline", "1", "--requests", "5", "--p95-factor", "2", "--steps", "50", "--step-seconds", "30").fails(
+        Run(stage, "--baseline", "1", "--requests", "3", "--p95-factor", "2", "--steps", "50", "--step-seconds", "30").fails(
             "p95 is"
         )
     assert _failed(load) == []
@@ -216,7 +235,7 @@ def test_killed(stage: Stage) -> None:
         run.wait_log("green gets all")
         os.kill(stage.green, SIGKILL)
         run.fails("was ended by SIGKILL")
-    assert len(_failed(load)) <= len(load.threads)
+    assert len(_failed(load)) <= CLIENTS
 
 
 @pytest.mark.parametrize("moment", ["green gets 50 %", "green gets all"])
@@ -226,10 +245,8 @@ def test_stopped(stage: Stage, moment: str) -> None:
         run = Run(stage, *LOOSE[:6], "--step-seconds", "1", "--bake", "60")
         run.wait_log(moment)
         run.process.send_signal(signal.SIGTERM)
-        run.ends(1, "failed: asked to stop by SIGTERM; blue serves")
-        stage.serves("blue")
+        run.fails("asked to stop by SIGTERM")
     assert _failed(load) == []
-    assert not stage.pid_file.exists()
 
 
 def test_refused(stage: Stage) -> None:
