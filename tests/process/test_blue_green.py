@@ -201,7 +201,7 @@ def test_never_ready(stage: Stage) -> None:
     stage.gated.close("warming")
     weight = stage.api.traffic("blue").weight
     with stage.load() as load:
-        Run(stage, *LOOSE, "--start-timeout", "4").fails("was not ready after 4 s: .*workers proven: 0 of 1")
+        Run(stage, *LOOSE, "--start-timeout", "4").fails("was not ready after 4 s: ")
     assert _failed(load) == []
     assert weight == stage.api.traffic("blue").weight
 
