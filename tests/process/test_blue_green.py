@@ -238,6 +238,19 @@ def test_killed(stage: Stage) -> None:
     assert len(_failed(load)) <= CLIENTS
 
 
+def test_killed_with_the_script(stage: Stage) -> None:
+    """Green and the script are killed: HAProxy needs nobody to turn to blue."""
+    with stage.load() as load:
+        run = Run(stage, *LOOSE, "--bake", "60")
+        run.wait_log("green gets all")
+        run.process.kill()
+        run.process.wait(PATIENCE)
+        os.kill(stage.green, SIGKILL)
+        stage.blue.wait(lambda: stage.api.traffic("green").status == "DOWN", "HAProxy's checks")
+        stage.serves("blue")
+    assert len(_failed(load)) <= CLIENTS
+
+
 @pytest.mark.parametrize("moment", ["green gets 50 %", "green gets all"])
 def test_stopped(stage: Stage, moment: str) -> None:
     """TERM to the script in the middle: blue takes all again, green is ended, no request failed."""
