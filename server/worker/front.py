@@ -151,10 +151,12 @@ class Front(Common):
         """Take no new connections, but those that already wait if nobody else will; close each after its next answer."""
         if self.leaving:
             return
-        for listener in self.listeners if self.serving.stopping else []:
-            while self._accept(listener):
-                pass
         self._listen(on=False)
+        for listener in self.listeners:
+            while self.serving.stopping and self._accept(listener):
+                pass
+            listener.close()  # at once: who comes later is refused by the kernel, and not left with a request that nobody reads
+        self.listeners = []
         self.leaving = True
         self.left = self.now
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGTERM, SIGTTIN, SIGTTOU
@@ -14,8 +14,8 @@ from threading import Event
 import urllib3
 
 from tests.clients import Client, connected, get, infer
-from tests.engines import WAITS, Engine
-from tests.server import Server
+from tests.engines import SLOW, WAITS, Engine
+from tests.server import PATIENCE, Server
 
 HALF = 60
 
@@ -151,3 +151,27 @@ def test_a_worker_that_leaves_waits_for_no_idle_client(tmp_path: Path) -> None:
         server.clean(0)
         assert time.monotonic() < began + 20  # a request may take 30 s, so a graceful stop waits for 35
         assert all(client.ends() for client in clients)
+
+
+def test_load_goes_on(tmp_path: Path) -> None:
+    """TERM while clients connect and ask all the time, some for half a second: who can connect is answered, to the end."""
+    engine = Engine(tmp_path, slow=0.5)
+    engine.put()
+    outcomes: list[object] = []
+
+    def ask(server: Server, value: float) -> None:
+        while True:
+            try:
+                with Client(server) as client:
+                    outcomes.append(client.ask(infer(value)).status)
+            except ConnectionRefusedError:
+                return
+            except OSError as error:
+                outcomes.append(error)
+
+    with Server(tmp_path, workers=2) as server, ThreadPoolExecutor(10) as pool:
+        clients = [pool.submit(ask, server, SLOW if place < 4 else 5) for place in range(10)]
+        server.wait(lambda: outcomes.count(200) >= 10, "answers")
+        server.stop()
+        wait(clients, PATIENCE)
+    assert set(outcomes) <= {200, 503}  # what is sent to a worker that leaves is refused in words
