@@ -39,6 +39,6 @@ EXPOSE 8000 8001
 HEALTHCHECK --start-period=300s --interval=10s --timeout=5s --retries=30 \
     CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['WARMFORK_MANAGEMENT_BIND'].rpartition(':')[2]), timeout=4); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
 
-# The master is process 1: it reaps, and TERM drains it. Not for SIGUSR2, since the end of the old master would end the container.
+# The master is process 1: it reaps, and TERM drains it. SIGUSR2 is refused: the end of the old master would end the container.
 STOPSIGNAL SIGTERM
 CMD ["gunicorn", "-c", "gunicorn.conf.py"]
