@@ -16,7 +16,7 @@ class Point(IntEnum):
     """The points that a worker passes, in order; the number is what it writes into its slot when it gets there."""
 
     PROVEN = 1
-    """Alone: its shapes are warm and its answers right. All go on together, to the synthetic load."""
+    """Its shapes are warm and its answers right. Where nobody serves all go on together, to the synthetic load."""
     REHEARSED = 2
     """The synthetic load went well. All open together."""
 
@@ -41,7 +41,7 @@ class Barrier:
         os.eventfd_write(self.bells[slot], 1)
 
     def wait(self, slot: int, condition: Callable[[], bool]) -> None:
-        """Wait in the worker until `condition`, which reads the page, holds. The boot deadline ends a wait that is too long."""
+        """Wait in the worker until `condition`, which reads the page, holds."""
         bell = self.bells[slot]
         poll = select.poll()
         poll.register(bell, select.POLLIN)

@@ -83,6 +83,7 @@ SLOT = np.dtype(
         ("leave", np.uint64),  # 1: the TERM that comes with it is the master's own
         ("forked_ns", np.uint64),
         ("failures", np.uint64),  # boots that failed one after another
+        ("turn", np.uint64),  # see `server/master/turns.py`
         # The worker.
         ("pid", np.uint64),
         ("barrier", np.uint64),  # the last point of the barrier that it has reached

@@ -17,7 +17,7 @@ from server.warmup.child import ThrowAwayChild  # noqa: E402
 from server.warmup.messages import Say  # noqa: E402
 
 
-def _untried(found: Sequence[ModelFiles], *_: object) -> ThrowAwayChild:
+def _untried(found: Sequence[ModelFiles], *_: object, **__: object) -> ThrowAwayChild:
     def work(say: Say) -> None:
         for files in found:
             say(Finding(files.key, engine_for(files.path).platform, "live", "", batched=True, shapes=[], private_bytes=0))
@@ -32,7 +32,7 @@ def _unlooked(*_: object) -> Iterator[None]:
 
 IN_PLACE = {
     "trial": _untried,
-    "survival": lambda *_: ThrowAwayChild("nothing", lambda _: None, 60),
+    "survival": lambda *_, **__: ThrowAwayChild("nothing", lambda _: None, 60),
     "fork_safe": _unlooked,
     "unsafe": lambda: "",
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,9 @@ from server.models.source import shares_compiled, source, text
 from server.processes import settle_heap
 from server.settings import Settings
 from server.states import Phase
+from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing
+from server.warmup.polite import POLITE
 from server.warmup.trial import survival, trial
 from server.warmup.warm import once
 
@@ -35,6 +38,8 @@ MIND_SECONDS = 0.25
 """How often a load is interrupted for what must not wait."""
 NATIVE_GRACE = 5.0
 """Seconds after the deadline of the master's load at which a native call that Python cannot interrupt is ended."""
+
+_log = logging.getLogger("gunicorn.error")
 
 
 class Build:
@@ -68,13 +73,16 @@ class Build:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
         say(Phase.TRYING, "trial")
-        self.child = trial(self.files, settings, remembered)
-        self.child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
+        self.polite = number > 1
+        """Whether the child at hand runs behind those that serve."""
+        self._start(self._trial)
         self.loaded = False
 
     def step(self, timeout: float) -> bool:
         """Go on for up to `timeout` seconds, the load itself aside. True when the generation is complete; raises `ExitError`."""
         if not self.child.step(timeout):
+            if self.polite and time.monotonic() > self.hurries:
+                self._hurry()
             return False
         findings = self.child.verdict()
         if self.loaded:
@@ -85,12 +93,31 @@ class Build:
         settle_heap()
         self.loaded = True
         self.say(Phase.FORKING, "trial of the fork")
-        self.child = survival(self.generation.holdings, self.settings)
+        self._start(lambda: survival(self.generation.holdings, self.settings, polite=self.polite))
         return False
 
     def close(self) -> None:
         """End the child at hand, if any."""
         self.child.close()
+
+    def _start(self, child: Callable[[], ThrowAwayChild]) -> None:
+        self.again = child
+        self.child = child()
+        self.hurries = time.monotonic() + POLITE * self.settings.boot_timeout
+
+    def _trial(self) -> ThrowAwayChild:
+        child = trial(self.files, self.settings, self.remembered, polite=self.polite)
+        child.relay = lambda message: self.say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
+        return child
+
+    def _hurry(self) -> None:
+        """A child that stands back can't be told to hurry: another begins anew, at full speed."""
+        _log.info(
+            "%s: not done behind those that serve in %g s, begins anew", self.child.name, POLITE * self.settings.boot_timeout
+        )
+        self.child.close()
+        self.polite = False
+        self._start(self.again)
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
         where = f"model {files.key}: loading in the master"

@@ -20,6 +20,7 @@ from server.master.keeper import Keeper, bound
 from server.master.roster import Assignment, End, watch
 from server.master.slots import Slots
 from server.master.succession import Succession
+from server.master.turns import Turns
 from server.master.words import Words
 from server.master.workforce import Workforce
 from server.scoreboard import Scoreboard, now_ms
@@ -58,6 +59,7 @@ class Master:
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind)
+        self.turns = Turns(self.workforce.slots)
         self.kills = 0
         self.drain_ends = 0.0
         self.status = 0
@@ -110,6 +112,7 @@ class Master:
             raise HaltServer(message, ModelError.status)
         try:
             self.workforce.assign(worker, generation)
+            self.turns.give()
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end a server that serves
             _log.exception("a worker could not be assigned")
             self.workforce.refuse(worker, generation, f"{type(error).__name__}: {error}")
@@ -211,6 +214,7 @@ class Master:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
         self.succession.tick()
+        self.turns.give()
 
     @property
     def over(self) -> bool:
@@ -228,7 +232,7 @@ class Master:
     @property
     def busy(self) -> bool:
         """Whether something is under way that should not wait for a second."""
-        return self.succession.busy or bool(self.drain_ends or self.successor.pid)
+        return self.succession.busy or self.turns.waiting or bool(self.drain_ends or self.successor.pid)
 
     def may_hand_over(self) -> bool:
         """Whether a new master may be started now; why not goes into the log."""

@@ -33,7 +33,7 @@ class Slots:
         index = free[0]
         self.barrier.add(index)
         slot = self.board.slots[index]
-        for field in ("pid", "barrier", "leave", "phases", "status"):
+        for field in ("pid", "barrier", "leave", "turn", "phases", "status"):
             slot[field] = 0
         slot["device"] = slot["doing"] = b""
         slot["models"]["shapes"] = 0
@@ -45,8 +45,8 @@ class Slots:
         return index
 
     def backoff(self) -> float:
-        """Seconds that the next worker waits before it boots: 0, then 1, 2, 4 … 30 as boots fail one after another."""
-        return float(min(1 << min(self.failures - 1, 10), LONGEST_BACKOFF)) if self.failures else 0.0
+        """Seconds that the next worker waits before it boots."""
+        return backoff(self.failures)
 
     def free(self, index: int) -> None:
         """Take back the slot of a worker that has ended; its counters stay."""
@@ -80,3 +80,8 @@ class Slots:
         limit = now_ms() - OWN_END_SECONDS * 1000
         words = [unpack(int(word)) for word in self.board.slots["word"]]
         return [index for index, (state, deadline) in enumerate(words) if state in BOOTING and deadline < limit]
+
+
+def backoff(failures: int) -> float:
+    """Seconds that a worker waits before it boots: 0, then 1, 2, 4 … 30 as boots fail one after another."""
+    return float(min(1 << min(failures - 1, 10), LONGEST_BACKOFF)) if failures else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -13,19 +14,20 @@ from server.models.model import Model
 from server.models.shapes import BATCH
 from server.tensors import FLOATS, Array, Tensors, TensorSpec
 from server.warmup import samples
+from server.warmup.polite import FULL_SPEED, Pace
 from server.warmup.warm import infer
 
 
-def prove(model: Model, threads: int, say: Callable[[str], None]) -> None:
+def prove(model: Model, threads: int, say: Callable[[str], None], pace: Pace = FULL_SPEED) -> None:
     """Check what `model` answers; raise `ModelError` naming the model and the check that failed.
 
     `threads`: from how many threads of this process the model is entered.
     """
     say(f"model {model.key}: golden samples")
-    golden(model)
+    golden(model, pace)
     if model.batched and model.plan.batched:
         say(f"model {model.key}: a row alone against the row in a batch")
-        if difference := rows_differ(model):
+        if difference := rows_differ(model, pace):
             message = f"model {model.key}: {difference}, yet the trial found its rows independent"
             raise ModelError(message)
     if threads > 1:
@@ -33,26 +35,26 @@ def prove(model: Model, threads: int, say: Callable[[str], None]) -> None:
         several_threads(model, threads)
 
 
-def golden(model: Model) -> None:
+def golden(model: Model, pace: Pace = FULL_SPEED) -> None:
     """Raise `ModelError` naming the sample unless each golden sample gives its known outputs."""
     for sample in model.golden:
         where = f"model {model.key}: golden sample {sample.path.name}"
-        difference = _differ(model, sample.outputs, infer(model, sample.inputs, where))
+        difference = _differ(model, sample.outputs, pace.aside(partial(infer, model, sample.inputs, where)))
         if difference:
             message = f"{where}: {difference}"
             raise ModelError(message)
 
 
-def rows_differ(model: Model) -> str:
+def rows_differ(model: Model, pace: Pace = FULL_SPEED) -> str:
     """Say how a row alone differs from the same row in the largest batch; empty if none does."""
     largest = model.plan.lengths[BATCH][-1]
     rest = tuple(model.plan.lengths.get(axis, (1,))[0] for axis in model.plan.axes[1:])
     # Made-up rows differ from one another, golden ones may not; but the operator's Python is only sure to take golden ones.
     batch = samples.inputs(model, (largest, *rest)) if model.python.preprocess else samples.mixed(model, largest)
     where = f"model {model.key}: a row alone against the row in a batch"
-    together = infer(model, batch, where)
+    together = pace.aside(partial(infer, model, batch, where))
     for row in range(largest):
-        alone = infer(model, {name: array[row : row + 1] for name, array in batch.items()}, where)
+        alone = pace.aside(partial(infer, model, {name: array[row : row + 1] for name, array in batch.items()}, where))
         difference = _differ(model, _row(together, row, alone), alone)
         if difference:
             return f"row {row} of {largest} is another one alone: {difference}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from server.models.model import Model
 from server.models.shapes import Shape
 from server.tensors import Array, Tensors
 from server.warmup import samples
+from server.warmup.polite import FULL_SPEED, Pace
 
 ROUNDS = 2
 """Times that every shape is sent, in every encoding, at least."""
@@ -28,7 +30,7 @@ Exchange = Callable[[bytes], bytes]
 """Sends the bytes of one HTTP request the whole way through this worker, and gives the bytes of its response."""
 
 
-def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None]) -> None:
+def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None], pace: Pace = FULL_SPEED) -> None:
     """Send every shape of `model` as JSON and as binary tensors.
 
     Raises `ModelError` naming the shape if an answer is not 200, or the 95th percentile if it is past the model's bound.
@@ -45,10 +47,9 @@ def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None]) -> No
         for content, shape, binary in requests:
             where = f"model {model.key}, shape {shape}, {'binary' if binary else 'JSON'} over HTTP"
             say(where)
-            start = time.perf_counter()
-            answer = exchange(content)
+            seconds, answer = pace.here(partial(_timed, exchange, content))
             if turn:  # the first round is what makes it warm
-                times.append((time.perf_counter() - start) * 1e3)
+                times.append(seconds * 1e3)
             _expect_ok(answer, where)
         if turn + 1 >= ROUNDS and time.monotonic() > end:
             break
@@ -57,6 +58,12 @@ def rehearse(model: Model, exchange: Exchange, say: Callable[[str], None]) -> No
     if bound is not None and p95 > bound:
         message = f"model {model.key}: p95 of {len(times)} requests of our own is {p95:.1f} ms, its p95_ms is {bound:g}"
         raise ModelError(message)
+
+
+def _timed(exchange: Exchange, content: bytes) -> tuple[float, bytes]:
+    start = time.perf_counter()
+    answer = exchange(content)
+    return time.perf_counter() - start, answer
 
 
 def request(model: Model, inputs: Tensors, *, binary: bool) -> bytes:

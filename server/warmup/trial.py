@@ -19,14 +19,19 @@ from server.settings import Settings
 from server.warmup.attempt import Attempt, Parts
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Say
+from server.warmup.polite import stand_back
 from server.warmup.warm import once
 from server.warmup.witness import watched
 
 
-def trial(found: Sequence[ModelFiles], settings: Settings, remembered: dict[str, tuple[Shape, ...]]) -> ThrowAwayChild:
-    """Start the trial of `found`; it gives one `Finding` per model."""
+def trial(
+    found: Sequence[ModelFiles], settings: Settings, remembered: dict[str, tuple[Shape, ...]], *, polite: bool
+) -> ThrowAwayChild:
+    """Start the trial of `found`, behind those that serve if `polite`; it gives one `Finding` per model."""
 
     def work(say: Say) -> None:
+        if polite:
+            stand_back()
         for files in found:
             say(Doing(f"model {files.key}: importing its engine"))
             with fork_safe(f"model {files.key}: importing its engine"):
@@ -45,10 +50,12 @@ def trial(found: Sequence[ModelFiles], settings: Settings, remembered: dict[str,
     return ThrowAwayChild("trial", work, settings.boot_timeout)
 
 
-def survival(holdings: Sequence[Holding], settings: Settings) -> ThrowAwayChild:
+def survival(holdings: Sequence[Holding], settings: Settings, *, polite: bool) -> ThrowAwayChild:
     """Start a child of the master that runs every shape of what the master holds: a fork of exactly this is what workers get."""
 
     def work(say: Say) -> None:
+        if polite:
+            stand_back()
         for holding in holdings:
             if holding.session:
                 once(holding.open(settings.threads), lambda where: say(Doing(where)))

@@ -16,6 +16,7 @@ from server.models.shapes import Shape
 from server.refusals import ModelFailedError
 from server.tensors import FLOATS, Tensors
 from server.warmup import samples
+from server.warmup.polite import FULL_SPEED, Pace, waited
 
 WINDOW = 3
 """Runs that are compared with the runs before them."""
@@ -41,13 +42,13 @@ class Warmed:
     runs: int
 
 
-def warm(model: Model, say: Callable[[str], None], seconds: float = MOST_SECONDS) -> Iterator[Warmed]:
+def warm(model: Model, say: Callable[[str], None], seconds: float = MOST_SECONDS, pace: Pace = FULL_SPEED) -> Iterator[Warmed]:
     """Run each shape of `model` the whole way until it has settled, for up to `seconds`, looking at every answer.
 
     Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
     """
     for shape, where in _said(model, say):
-        times = _settle(_prepared(model, shape, where), seconds)
+        times = _settle(_prepared(model, shape, where), seconds, pace)
         yield Warmed(shape, times[0], sorted(times[-WINDOW:])[WINDOW // 2], len(times))
 
 
@@ -79,13 +80,13 @@ def runs_well(model: Model, shape: Shape) -> bool:
 
     Clients are not trusted: what one of them sends must not be able to refuse a reload.
     """
-    start = time.monotonic()
+    start, before = time.monotonic(), waited()
     try:
         _prepared(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")()
     except (ExitError, MemoryError) as error:
         _log.warning("%s: not warmed", error)
         return False
-    return time.monotonic() - start < LONGEST_REMEMBERED
+    return time.monotonic() - start - (waited() - before) < LONGEST_REMEMBERED
 
 
 def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str]]:
@@ -135,14 +136,19 @@ def _blamed(where: str) -> Iterator[None]:
         raise ModelError(message) from error
 
 
-def _settle(run: Callable[[], None], seconds: float) -> list[float]:
+def _settle(run: Callable[[], None], seconds: float, pace: Pace) -> list[float]:
     """Times in milliseconds of runs until they get no faster: at least two windows unless time runs out."""
+
+    def timed() -> float:
+        before, start = pace.waited(), time.perf_counter()
+        run()
+        took = time.perf_counter() - start
+        return (took - (pace.waited() - before)) * 1e3
+
     times: list[float] = []
     end = time.monotonic() + seconds
     while len(times) < MOST_RUNS:
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e3)
+        times.append(pace.aside(timed))
         settled = len(times) >= 2 * WINDOW and min(times[-WINDOW:]) >= SETTLED * min(times[:-WINDOW])
         if settled or (time.monotonic() > end and len(times) > WINDOW):
             break

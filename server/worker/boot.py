@@ -14,6 +14,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -28,6 +29,7 @@ from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
 from server.states import Event, Phase, Role
+from server.warmup.polite import ALONE, FULL_SPEED, Pace, Polite
 from server.warmup.proof import prove
 from server.warmup.rehearsal import Exchange, rehearse
 from server.warmup.warm import MOST_SECONDS, warm
@@ -50,20 +52,32 @@ class Boot:
         self.settings = settings
         self.entered = time.monotonic()
         self.models: list[Model] = []
+        self.pace: Pace = FULL_SPEED
 
     def begin(self, backoff: float) -> None:
-        """Take the slot, set the boot deadline, wait out the back-off."""
+        """Take the slot, set the boot deadline, wait out the back-off, wait for the turn."""
         self.board.slots["pid"][self.slot] = os.getpid()
         self.board.slots["device"][self.slot] = b"cpu"
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         share_heap()
         faulthandler.enable(all_threads=True)
-        # No Python runs in a native call that hangs; this thread is none of Python's.
-        faulthandler.dump_traceback_later(backoff + self.settings.boot_timeout, exit=True)
+        self.expect_end(self.deadline_ms)
         self.title()
         if backoff:
             self.say(f"waiting {backoff:g} s, since boots failed before")
             time.sleep(backoff)  # here and not in the master, whose loop would stand still
+        self.take_turn()
+
+    def take_turn(self) -> None:
+        """Wait for this worker's turn. That is not its boot: the deadline stands still."""
+        if not self.turn:
+            left_ms = self.deadline_ms - now_ms()
+            self.say("waiting for its turn to load and warm")
+            self.expect_end(NEVER)
+            self.barrier.wait(self.slot, lambda: bool(self.turn))
+            self.expect_end(now_ms() + left_ms)
+        if self.turn != ALONE:
+            self.pace = Polite(lambda: self.turn, self.settings.threads)
 
     def load(self) -> None:
         """Open every model of the generation, and make them what this process serves."""
@@ -71,7 +85,7 @@ class Boot:
             self.enter(Event.LOAD)
             for holding in self.generation.holdings:
                 self.say(f"model {holding.files.key}: loading")
-                self.models.append(holding.open(self.settings.threads))
+                self.models.append(self.pace.aside(partial(holding.open, self.settings.threads)))
             serve(Serving(self.models, self.board, self.slot, self.settings))
 
     def warm(self) -> None:
@@ -82,22 +96,23 @@ class Boot:
             seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
             for model in self.models:
                 rows = self.board.slots["models"][self.slot][model.index]["shapes"]
-                for place, warmed in enumerate(warm(model, self.say, seconds)):
+                for place, warmed in enumerate(warm(model, self.say, seconds, self.pace)):
                     rows[place] = (warmed.first_ms, warmed.steady_ms)
 
     def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
-        """Check every answer, then, together with the rest of the first generation, serve a short load of our own."""
+        """Check every answer, then serve a short load of our own: together with the others where nobody else serves."""
         with self.failing():
             self.enter(Event.PROVE)
             for model in self.models:
-                prove(model, threads, self.say)
-            self.say("waiting for the others before the synthetic load")
+                prove(model, threads, self.say, self.pace)
             self.arrive(Point.PROVEN)
-            number = self.generation.number
-            self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
+            if self.turn == ALONE:
+                self.say("waiting for the others before the synthetic load")
+                number = self.generation.number
+                self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
             serving.counters.on = False
             for model in self.models:
-                rehearse(model, exchange, self.say)
+                rehearse(model, exchange, self.say, self.pace)
             serving.counters.on = True
             for model in self.models:
                 model.session.settle()
@@ -106,11 +121,12 @@ class Boot:
 
     def wait(self) -> None:
         """Wait until the generation opens as a whole, and in the warm pool until this worker is called."""
+        self.pace.close()
         self.enter(Event.ARRIVE)
+        self.expect_end(NEVER)  # the others' turns may take longer than a boot
         self.say("waiting for the generation to open")
         self.arrive(Point.REHEARSED)
         self.barrier.wait(self.slot, lambda: self.board.get("generation") >= self.generation.number)
-        faulthandler.cancel_dump_traceback_later()
         self.say("")
         if self.role is Role.STANDBY:
             self.enter(Event.HOLD, NEVER)
@@ -126,6 +142,25 @@ class Boot:
     def role(self) -> Role:
         """What the master wants of this worker."""
         return Role(int(self.board.slots["role"][self.slot]))
+
+    @property
+    def turn(self) -> int:
+        """0 while it is to come, `ALONE`, or until when to be polite."""
+        return int(self.board.slots["turn"][self.slot])
+
+    @property
+    def deadline_ms(self) -> int:
+        """When the state that it is in must be over, by the monotonic clock."""
+        return unpack(int(self.board.slots["word"][self.slot]))[1]
+
+    def expect_end(self, deadline_ms: int) -> None:
+        """Have this process ended at a time of the monotonic clock, by itself and, failing that, by the master."""
+        self.board.renew(self.slot, deadline_ms)
+        if deadline_ms == NEVER:
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            # No Python runs in a native call that hangs; this thread is none of Python's.
+            faulthandler.dump_traceback_later(max(deadline_ms - now_ms(), 1) / 1000, exit=True)
 
     def say(self, what: str) -> None:
         """Write the step at hand into the slot."""
@@ -146,8 +181,7 @@ class Boot:
         before = self.board.state(self.slot)
         self.board.slots["phases"][self.slot][before] = now - self.entered
         self.entered = now
-        _, kept = unpack(int(self.board.slots["word"][self.slot]))
-        self.board.move(self.slot, event, kept if deadline_ms is None else deadline_ms)
+        self.board.move(self.slot, event, self.deadline_ms if deadline_ms is None else deadline_ms)
 
     @contextmanager
     def failing(self) -> Iterator[None]:

@@ -1,0 +1,112 @@
+"""How fast a worker warms: at full speed where nobody serves, politely beside those that do.
+
+Only root can raise a priority that was lowered. So what can stand back does so in a thread of its own, which ends with the
+warmup; the thread that is to serve keeps its priority, and where work must be done in that one it rests in between.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from server.scoreboard import now_ms
+
+POLITE = 0.2
+"""Of the time that a worker may take to boot, how long it is polite: what is left must do for all of it at full speed."""
+ALONE = 1
+"""Said in place of a time to a worker that boots while nobody serves: it need not be polite to anybody."""
+LONGEST_REST = 0.25
+"""Seconds."""
+
+T = TypeVar("T")
+
+
+class Pace:
+    """At full speed: whatever is to be done is done at once, in the calling thread."""
+
+    def aside(self, unit: Callable[[], T]) -> T:
+        """Do what any thread may do; gives what it gives and raises what it raises."""
+        return unit()
+
+    def here(self, unit: Callable[[], T]) -> T:
+        """Do what the calling thread must do itself."""
+        return unit()
+
+    def waited(self) -> float:
+        """Seconds that the thread of a unit has been kept waiting by others so far: no part of what the unit takes."""
+        return 0.0
+
+    def close(self) -> None:
+        """There is no more to do."""
+
+
+FULL_SPEED = Pace()
+
+
+class Polite(Pace):
+    """Until a time, behind everybody else."""
+
+    def __init__(self, until: Callable[[], int], threads: int) -> None:
+        """Be polite up to `until()`, in milliseconds of the monotonic clock; it may change.
+
+        `threads` are those that a model runs on: where there are more than one, some began with the session and cannot step
+        back, so the calling thread does it all, and rests.
+        """
+        self.until = until
+        self.pool = ThreadPoolExecutor(1, "polite", self._begin) if threads == 1 else None
+        self.task = 0
+
+    def aside(self, unit: Callable[[], T]) -> T:
+        """Do it in a thread that runs where no other wants to."""
+        if not self._polite():
+            self.close()
+        return self.pool.submit(unit).result() if self.pool else self.here(unit)
+
+    def here(self, unit: Callable[[], T]) -> T:
+        """Do it, and rest for as long as it took."""
+        start = time.monotonic()
+        result = unit()
+        if self._polite():
+            time.sleep(min(time.monotonic() - start, LONGEST_REST))
+        return result
+
+    def waited(self) -> float:
+        """Seconds, as the kernel counts them."""
+        return waited()
+
+    def close(self) -> None:
+        """Wait until no thread of this process stands back any more."""
+        if self.pool:
+            self.pool.shutdown()
+            self.pool = None
+            while self.task and Path(f"/proc/self/task/{self.task}").exists():  # Python has joined it, the kernel is not done
+                time.sleep(0.001)
+
+    def _polite(self) -> bool:
+        return now_ms() < self.until()
+
+    def _begin(self) -> None:
+        self.task = threading.get_native_id()
+        stand_back()
+
+
+def stand_back() -> None:
+    """Have this thread, and what it forks, run only where no other wants to; without root for ever.
+
+    Not by `nice`: a thread that serves and wakes up takes the processor from this one at once, and counts it as free.
+    """
+    with suppress(OSError):  # a sandbox that refuses this
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def waited() -> float:
+    """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
+    with suppress(OSError, IndexError):
+        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+    return 0.0
