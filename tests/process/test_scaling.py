@@ -91,7 +91,7 @@ def test_reload(tmp_path: Path) -> None:
         old = {worker["pid"] for worker in server.status()["workers"]}
         scene.gated.close("warming-3")
         server.send(SIGHUP)
-        server.wait(lambda: "proving" in _states(scene) and scene.gated.came("warming-3"), "one that waits for the other")
+        server.wait(lambda: "waiting" in _states(scene) and scene.gated.came("warming-3"), "one that waits for the other")
         assert server.status()["generation"] == 1
         assert old < {worker["pid"] for worker in server.status()["workers"]}
         scene.gated.open("warming-3")

@@ -1,0 +1,109 @@
+"""Warming beside live traffic: behind those that serve, one worker at a time, and nothing of that stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from signal import SIGHUP, SIGKILL, SIGTTIN
+from typing import Any
+
+from tests.phases import Scene, server_in
+from tests.server import Repeat
+
+BOOT_TIMEOUT = 3
+MANY = 7
+"""Workers; each holds up the next for a fifth of the time to boot, so that the last waits for longer than that."""
+SLOW = """
+slept = FOLDER / f"slept-{os.getpid()}"
+if not slept.exists():
+    slept.touch()
+    time.sleep(0.7)
+"""
+
+
+def _policies(pid: int) -> list[int]:
+    """How the threads of a process are scheduled, its first one first."""
+    tasks = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
+    return [os.sched_getscheduler(task) for task in tasks]
+
+
+def _waiting(scene: Scene) -> list[dict[str, Any]]:
+    """Workers whose turn is still to come."""
+    return [worker for worker in scene.server.status()["workers"] if "waiting for its turn" in worker["doing"]]
+
+
+def test_stands_back(tmp_path: Path) -> None:
+    """A first generation warms at full speed, all at once; a worker that comes later in a thread that stands back, and ends."""
+    with server_in("warming", tmp_path) as scene:
+        server, gated = scene.server, scene.gated
+        server.wait(lambda: len(gated.came("warming")) == 2, "both")
+        assert {policy for pid in gated.came("warming") for policy in _policies(pid)} == {os.SCHED_OTHER}
+        gated.open("warming")
+        server.wait_ready()
+
+        gated.close("rehearsal-2")
+        gated.close("warming-2")
+        server.send(SIGTTIN)
+        server.wait(lambda: gated.came("warming-2"), "the new worker")
+        (pid,) = gated.came("warming-2")
+        assert _policies(pid)[0] == os.SCHED_OTHER
+        assert _policies(pid).count(os.SCHED_IDLE) == 1
+        gated.open("warming-2")
+        server.wait(lambda: gated.came("rehearsal-2"), "its synthetic load")
+        assert _policies(pid)[0] == os.SCHED_OTHER
+        gated.open("rehearsal-2")
+        assert pid in [worker["pid"] for worker in server.wait_state("active", 3)]
+        assert set(_policies(pid)) == {os.SCHED_OTHER}
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """In a reload the trial stands back, and the second worker begins when the first waits for it; both say so."""
+    with server_in("serving", tmp_path) as scene, Repeat(scene.ask) as asking:
+        server, gated = scene.server, scene.gated
+        for gate in ("trial", "warming"):
+            gated.close(gate)
+        server.send(SIGHUP)
+        server.wait(lambda: gated.came("trial"), "the trial")
+        assert _policies(gated.came("trial")[0])[0] == os.SCHED_IDLE
+        gated.open("trial")
+        server.wait(lambda: gated.came("warming") and _waiting(scene), "one at the gate and one behind it")
+        (first,), (second,) = gated.came("warming"), _waiting(scene)
+        assert (second["state"], len(server.status()["workers"])) == ("forked", 4)
+
+        gated.close("warming-3")
+        gated.open("warming")
+        server.wait(lambda: gated.came("warming-3") == [second["pid"]], "the turn of the other")
+        (before,) = (worker for worker in server.status()["workers"] if worker["pid"] == first)
+        assert before["state"] == "waiting"
+        gated.open("warming-3")
+        server.wait_log("Generation 2 is open")
+    assert {result for _, result, _ in asking.results} == {200}
+
+
+def test_killed_in_its_turn(tmp_path: Path) -> None:
+    """A replacement that is killed in its turn does not keep the other from its own, and comes back as well."""
+    with server_in("serving", tmp_path, workers=3) as scene:
+        server, gated = scene.server, scene.gated
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        gated.close("warming")
+        for worker in server.status()["workers"][:2]:
+            os.kill(worker["pid"], SIGKILL)
+        server.wait(lambda: gated.came("warming") and _waiting(scene), "one at the gate and one behind it")
+        (first,), (second,) = gated.came("warming"), _waiting(scene)
+        os.kill(first, SIGKILL)
+        server.wait(lambda: gated.came("warming") == [first, second["pid"]], "the turn of the other")
+
+        gated.open("warming")
+        server.wait_state("active", 3)
+        assert [scene.ask() for _ in range(6)] == [200] * 6
+
+
+def test_waiting_is_no_booting(tmp_path: Path) -> None:
+    """Neither the wait for a turn nor that for the others' turns is ended by the deadline of a boot."""
+    with server_in("serving", tmp_path, workers=MANY, boot_timeout=BOOT_TIMEOUT) as scene:
+        scene.gated.close("warming", SLOW)
+        scene.server.send(SIGHUP)
+        scene.server.wait_log("Generation 2 is open")
+        slots = scene.server.wait_state("active", MANY)
+        waited = [worker["phases"].get("forked", 0) + worker["phases"].get("waiting", 0) for worker in slots]
+        assert max(waited) > BOOT_TIMEOUT
