@@ -18,12 +18,12 @@ from server.engines.catalogue import engine_for
 from server.engines.engine import Rung
 from server.exits import ConfigurationError, ModelError, ResourceError
 from server.fork_safety import fork_safe
+from server.master.words import Words
 from server.models import operator, repository
 from server.models.finding import Finding
 from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
-from server.models.shapes import Shape
 from server.models.source import shares_compiled, source, text
 from server.processes import settle_heap
 from server.settings import Settings
@@ -49,20 +49,21 @@ class Build:
         self,
         number: int,
         settings: Settings,
-        index: Callable[[str], int],
-        remembered: dict[str, tuple[Shape, ...]],
+        words: Words,
         say: Callable[[Phase, str], None],
         mind: Callable[[], None],
+        *,
+        polite: bool,
     ) -> None:
         """Start the trial.
 
-        `index` gives a model's place in a slot by its key, `remembered` the shapes met cold, `say` hears the phase and the step,
-        `mind` is called again and again during a load.
+        `words` knows a model's place in a slot and the shapes met cold, `say` hears the phase and the step, `mind` is called
+        again and again during a load. `polite`: somebody serves beside it.
         Raises `ConfigurationError` if the repository is wrong.
         """
         self.settings = settings
-        self.index = index
-        self.remembered = remembered
+        self.words = words
+        self.remembered = words.remembered()
         self.say = say
         self.mind = mind
         self.generation = Generation(number)
@@ -73,7 +74,7 @@ class Build:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
         say(Phase.TRYING, "trial")
-        self.polite = number > 1
+        self.polite = polite
         """Whether the child at hand runs behind those that serve."""
         self._start(self._trial)
         self.loaded = False
@@ -134,7 +135,7 @@ class Build:
                     text=text(files),
                     session=session,
                     finding=finding,
-                    index=self.index(files.key),
+                    index=self.words.index(files.key),
                     remembered=tuple(tuple(shape) for shape in finding.remembered),
                 )
                 if session and shares_compiled(source(files, python), self.settings.threads):

@@ -59,7 +59,8 @@ class Master:
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind)
-        self.turns = Turns(self.workforce.slots)
+        self.succession.beside = self.beside
+        self.turns = Turns(self.workforce.slots, lambda: self.beside)
         self.kills = 0
         self.drain_ends = 0.0
         self.status = 0
@@ -82,8 +83,13 @@ class Master:
 
     def _keep(self) -> None:
         """Keep the management process; a predecessor's answers until this server has opened."""
-        if not self.predecessor or self.predecessor.gone or self.board.get("generation"):
+        if not self.beside or self.board.get("generation"):
             self.keeper.keep()
+
+    @property
+    def beside(self) -> bool:
+        """Whether the master that started this one still serves beside it."""
+        return self.predecessor is not None and not self.predecessor.gone
 
     def _doing(self, what: str) -> None:
         if self.predecessor:
@@ -100,8 +106,8 @@ class Master:
         while not build.step(0.1):
             self.mind()
         findings = [holding.finding for holding in build.generation.holdings]
-        beside = self.predecessor.pid if self.predecessor and not self.predecessor.gone else None
-        self.board.set("active", Room(self.settings, findings, beside).first())
+        root = self.predecessor.pid if self.predecessor and self.beside else None
+        self.board.set("active", Room(self.settings, findings, root).first())
         self.succession.boot(build.generation)
 
     def fork(self, worker: Any) -> None:
@@ -240,7 +246,7 @@ class Master:
             why = "this master is process 1, and its end would be the container's: start a new container beside this one"
         elif self.successor.pid:
             why = f"a new master ({self.successor.pid}) is under way"
-        elif self.predecessor and not self.predecessor.gone:
+        elif self.predecessor and self.beside:
             why = f"the master before this one ({self.predecessor.pid}) has not ended yet"
         elif self.drain_ends:
             why = "the server is going away"

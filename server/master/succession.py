@@ -39,6 +39,8 @@ class Succession:
         self.build: Build | None = None
         self.built: Generation | None = None
         """Complete, but waiting for the workers of a generation before the one that serves to leave: slots are for two."""
+        self.beside = False
+        """Whether another master serves while the first generation is built."""
         self.begun = 0
         """Generations begun so far; a number is never used twice, also if its generation was refused."""
         self.one_by_one = False
@@ -77,7 +79,8 @@ class Succession:
         self.begun += 1
         self.words.begin()
         self.board.set("building", self.begun)
-        self.build = Build(self.begun, self.settings, self.words.index, self.words.remembered(), self._say, self.mind)
+        polite = self.beside or self.begun > 1
+        self.build = Build(self.begun, self.settings, self.words, self._say, self.mind, polite=polite)
         return self.build
 
     def boot(self, generation: Generation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from server.barrier import Point
 from server.master.slots import Slots, backoff
 from server.scoreboard import now_ms
@@ -19,9 +21,10 @@ class Turns:
     longer waited for: it may hang, which its boot deadline sees to.
     """
 
-    def __init__(self, slots: Slots) -> None:
-        """Give turns to the workers in `slots`."""
+    def __init__(self, slots: Slots, beside: Callable[[], bool] = lambda: False) -> None:
+        """Give turns to the workers in `slots`; `beside` says whether there are others that serve, of another master."""
         self.slots = slots
+        self.beside = beside
         self.board = slots.board
 
     @property
@@ -38,7 +41,7 @@ class Turns:
     def give(self) -> None:
         """Give all turns that are due. Each generation has its own: who replaces a worker does not wait for a reload."""
         slots, booting, now = self.board.slots, self.booting, now_ms()
-        if not any(self.board.state(index) is State.ACTIVE for index in range(len(slots))):
+        if not self.beside() and not any(self.board.state(index) is State.ACTIVE for index in range(len(slots))):
             for index in booting:
                 self._give(index, ALONE)
             return

@@ -23,6 +23,10 @@ ALONE = 1
 """Said in place of a time to a worker that boots while nobody serves: it need not be polite to anybody."""
 LONGEST_REST = 0.25
 """Seconds."""
+NOTICED = 0.02
+"""Of the time that something took, what it may have waited for a processor where there was one for everybody."""
+COUNTED = Path("/proc/thread-self/schedstat")
+"""Where the kernel says how long a thread has waited for a processor, if it counts that."""
 
 T = TypeVar("T")
 
@@ -69,11 +73,12 @@ class Polite(Pace):
         return self.pool.submit(unit).result() if self.pool else self.here(unit)
 
     def here(self, unit: Callable[[], T]) -> T:
-        """Do it, and rest for as long as it took."""
-        start = time.monotonic()
+        """Do it, and rest for as long as it took, unless there was a processor for everybody."""
+        start, before = time.monotonic(), waited()
         result = unit()
-        if self._polite():
-            time.sleep(min(time.monotonic() - start, LONGEST_REST))
+        took = time.monotonic() - start
+        if self._polite() and not (COUNTED.exists() and waited() - before < NOTICED * took):
+            time.sleep(min(took, LONGEST_REST))
         return result
 
     def waited(self) -> float:
@@ -108,5 +113,5 @@ def stand_back() -> None:
 def waited() -> float:
     """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
     with suppress(OSError, IndexError):
-        return int(Path("/proc/thread-self/schedstat").read_bytes().split()[1]) / 1e9
+        return int(COUNTED.read_bytes().split()[1]) / 1e9
     return 0.0

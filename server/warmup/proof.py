@@ -18,14 +18,15 @@ from server.warmup.polite import FULL_SPEED, Pace
 from server.warmup.warm import infer
 
 
-def prove(model: Model, threads: int, say: Callable[[str], None], pace: Pace = FULL_SPEED) -> None:
+def prove(model: Model, threads: int, say: Callable[[str], None], pace: Pace = FULL_SPEED, *, joins: bool = False) -> None:
     """Check what `model` answers; raise `ModelError` naming the model and the check that failed.
 
-    `threads`: from how many threads of this process the model is entered.
+    `threads`: from how many threads of this process the model is entered. Where a worker `joins` others that serve the same,
+    they have shown what is true of the model and not of a process: that rows do not depend on each other.
     """
     say(f"model {model.key}: golden samples")
     golden(model, pace)
-    if model.batched and model.plan.batched:
+    if model.batched and model.plan.batched and not joins:
         say(f"model {model.key}: a row alone against the row in a batch")
         if difference := rows_differ(model, pace):
             message = f"model {model.key}: {difference}, yet the trial found its rows independent"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ WINDOW = 3
 """Runs that are compared with the runs before them."""
 SETTLED = 0.9
 """Settled: the best of a window is no better than this share of the best before it."""
+AS_FAST = 1.25
+"""What a run may take that is as fast as one of a warm worker."""
 MOST_RUNS = 50
 MOST_SECONDS = 5.0
 LONGEST_TEXT = 400
@@ -42,14 +44,25 @@ class Warmed:
     runs: int
 
 
-def warm(model: Model, say: Callable[[str], None], seconds: float = MOST_SECONDS, pace: Pace = FULL_SPEED) -> Iterator[Warmed]:
+def warm(
+    model: Model,
+    say: Callable[[str], None],
+    seconds: float = MOST_SECONDS,
+    pace: Pace = FULL_SPEED,
+    known: Sequence[float] = (),
+) -> Iterator[Warmed]:
     """Run each shape of `model` the whole way until it has settled, for up to `seconds`, looking at every answer.
 
-    Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
+    `known`: in milliseconds by shape, how long each takes another worker that serves the same; one run that is nearly as fast
+    is then enough. Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
     """
-    for shape, where in _said(model, say):
-        times = _settle(_prepared(model, shape, where), seconds, pace)
-        yield Warmed(shape, times[0], sorted(times[-WINDOW:])[WINDOW // 2], len(times))
+    for place, (shape, where) in enumerate(_said(model, say)):
+        fast = known[place] if known else 0.0
+        times = _settle(_prepared(model, shape, where), seconds, pace, fast * AS_FAST)
+        last = sorted(times[-WINDOW:])
+        # One run is not to decide which batch size is the fastest.
+        steady = fast if times[-1] <= fast * AS_FAST else last[len(last) // 2]
+        yield Warmed(shape, times[0], steady, len(times))
 
 
 def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:
@@ -136,8 +149,8 @@ def _blamed(where: str) -> Iterator[None]:
         raise ModelError(message) from error
 
 
-def _settle(run: Callable[[], None], seconds: float, pace: Pace) -> list[float]:
-    """Times in milliseconds of runs until they get no faster: at least two windows unless time runs out."""
+def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: float) -> list[float]:
+    """Times in milliseconds of runs until one takes `enough_ms` or they get no faster: two windows unless time runs out."""
 
     def timed() -> float:
         before, start = pace.waited(), time.perf_counter()
@@ -150,6 +163,6 @@ def _settle(run: Callable[[], None], seconds: float, pace: Pace) -> list[float]:
     while len(times) < MOST_RUNS:
         times.append(pace.aside(timed))
         settled = len(times) >= 2 * WINDOW and min(times[-WINDOW:]) >= SETTLED * min(times[:-WINDOW])
-        if settled or (time.monotonic() > end and len(times) > WINDOW):
+        if settled or times[-1] <= enough_ms or (time.monotonic() > end and len(times) > WINDOW):
             break
     return times

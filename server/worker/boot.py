@@ -94,9 +94,10 @@ class Boot:
             self.enter(Event.WARM)
             shapes = sum(len(model.shapes()) for model in self.models)
             seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
+            self.known = {model.key: self._known(model) for model in self.models}
             for model in self.models:
                 rows = self.board.slots["models"][self.slot][model.index]["shapes"]
-                for place, warmed in enumerate(warm(model, self.say, seconds, self.pace)):
+                for place, warmed in enumerate(warm(model, self.say, seconds, self.pace, self.known[model.key])):
                     rows[place] = (warmed.first_ms, warmed.steady_ms)
 
     def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
@@ -104,7 +105,7 @@ class Boot:
         with self.failing():
             self.enter(Event.PROVE)
             for model in self.models:
-                prove(model, threads, self.say, self.pace)
+                prove(model, threads, self.say, self.pace, joins=bool(self.known[model.key]))
             self.arrive(Point.PROVEN)
             if self.turn == ALONE:
                 self.say("waiting for the others before the synthetic load")
@@ -112,12 +113,22 @@ class Boot:
                 self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
             serving.counters.on = False
             for model in self.models:
-                rehearse(model, exchange, self.say, self.pace)
+                rehearse(model, exchange, self.say, self.pace, self.known[model.key])
             serving.counters.on = True
             for model in self.models:
                 model.session.settle()
             gc.collect()
             trim_heap()
+
+    def _known(self, model: Model) -> list[float]:
+        """How many milliseconds each shape takes workers of this generation, if that serves already; else nothing."""
+        slots = self.board.slots
+        if self.board.get("generation") < self.generation.number:
+            return []
+        steady = slots["models"]["shapes"]["steady_ms"][slots["generation"] == self.generation.number, model.index]
+        found = steady[:, : len(model.shapes())]
+        found = found[(found > 0).all(axis=1)]
+        return [float(each) for each in np.median(found, axis=0)] if len(found) else []
 
     def wait(self) -> None:
         """Wait until the generation opens as a whole, and in the warm pool until this worker is called."""

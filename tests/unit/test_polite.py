@@ -92,14 +92,18 @@ def test_time_is_up(units: Units) -> None:
 
 @pytest.fixture
 def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long each rest was, which takes no time."""
+    """How long each rest was, which takes no time; the processor has always just been another's."""
     slept: list[float] = []
-    monkeypatch.setattr(polite, "time", Clock(slept.append))
+    clock = Clock(slept.append)
+    monkeypatch.setattr(polite, "time", clock)
+    monkeypatch.setattr(polite, "waited", lambda: clock.now / 10)
     return slept
 
 
 class Clock:
     """A clock on which each look is a tenth of a second after the last, so that every unit takes as long."""
+
+    step = 0.1
 
     def __init__(self, sleep: Callable[[float], object]) -> None:
         """Begin at 0."""
@@ -108,7 +112,7 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds."""
-        self.now += 0.1
+        self.now += self.step
         return self.now
 
 
@@ -123,9 +127,21 @@ def test_rests(units: Units, rests: list[float]) -> None:
     assert 1 == len(rests)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_processor_for_everybody(units: Units, rests: list[float], monkeypatch: pytest.MonkeyPatch, *, counted: bool) -> None:
+    """Who has not waited for a processor has kept none from others, and does not rest; where nobody counts it does."""
+    monkeypatch.setattr(polite, "waited", lambda: 0.0)
+    if not counted:
+        monkeypatch.setattr(polite, "COUNTED", Path("/nowhere"))
+
+    units.pace.here(where)
+
+    assert counted == (not rests)
+
+
 def test_longest_rest(units: Units, rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """A rest has a bound: after a load that took long there is nobody to relieve for as long again."""
-    monkeypatch.setattr(Clock, "monotonic", lambda self: setattr(self, "now", self.now + 100) or self.now)
+    monkeypatch.setattr(Clock, "step", 100.0)
 
     units.pace.here(where)
 

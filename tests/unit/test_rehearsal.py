@@ -69,6 +69,21 @@ def test_every_shape_both_ways() -> None:
     assert "model m/1, shape batch=4, JSON over HTTP" in said
 
 
+def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who joins others sends every shape, each that takes long once and as binary tensors alone, and is held to no p95."""
+    monkeypatch.setattr(rehearsal, "JOINING_SECONDS", 0.0)
+    sent: list[tuple[int, bool]] = []
+
+    def exchange(content: bytes) -> bytes:
+        _, header, body, _ = parsed(content)
+        sent.append((body["inputs"][0]["shape"][0], "Inference-Header-Content-Length" in header))
+        return OK
+
+    rehearsal.rehearse(model(p95_ms=1e-9), exchange, lambda _: None, known=[1, 1, rehearsal.JSON_MS])
+
+    assert [(1, False), (1, True), (2, False), (2, True), (4, True)] == sent
+
+
 def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
     """A golden sample that is no text is sent as binary tensors alone."""
     save(tmp_path / "a.npz", {"inputs/x": np.array([[b"\xff", b"", b"a"]]), "outputs/y": np.array([[b"", b"", b""]])})

@@ -67,6 +67,21 @@ def test_settled(monkeypatch: pytest.MonkeyPatch, times: list[float], first: flo
     assert [first, steady] == pytest.approx([settled.first_ms, settled.steady_ms])
 
 
+@pytest.mark.parametrize(
+    ("times", "known", "steady", "runs"),
+    [([5], 5, 5, 1), ([80, 6], 5, 5, 2), ([80, 20, 5], 5, 5, 3), ([7], 5, 7, 6), ([80, 20, 7], 5, 7, 6)],
+)
+def test_known(monkeypatch: pytest.MonkeyPatch, times: list[float], known: float, steady: float, runs: int) -> None:
+    """Where others know how long a shape takes, one run that is nearly as fast is enough; else it settles as it would."""
+    clock = Clock(times)
+    monkeypatch.setattr(warm, "time", clock)
+
+    (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None, known=[known])
+
+    assert runs == only.runs
+    assert [times[0], steady] == pytest.approx([only.first_ms, only.steady_ms])
+
+
 def test_every_shape() -> None:
     """All shapes run, in that shape and no other, remembered ones included, and each is said before it runs."""
     free = model(remembered=((3,), (2,)), batch_sizes=None)
