@@ -20,6 +20,8 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """The plan: length by axis for each shape."""
     private_bytes: int
     """What one worker adds for it."""
+    bound: str = ""
+    """What it raises in another thread than its first; empty where it does not care."""
     precision: str = ""
     """What it calculates in, where `model.toml` can say."""
     difference: float | None = None

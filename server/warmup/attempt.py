@@ -134,6 +134,10 @@ class Attempt:
         difference = proof.rows_differ(model) if model.plan.batched else ""
         if difference:
             _log.warning("model %s: not batched: %s", model.key, difference)
+        say(Doing(f"model {model.key}: another thread"))
+        bound = proof.bound_to_thread(model) if self.settings.threads == 1 else ""
+        if bound:
+            _log.warning("%s; it warms in the thread that serves alone", bound)
         say(Doing(f"model {model.key}: golden samples"))
         proof.golden(model)
         return Finding(
@@ -144,6 +148,7 @@ class Attempt:
             batched=not difference,
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
+            bound=bound,
             remembered=[list(shape) for shape in model.remembered],
             precision=self.source.precision,
             difference=self._difference(model, say),

@@ -56,14 +56,14 @@ FULL_SPEED = Pace()
 class Polite(Pace):
     """Until a time, behind everybody else."""
 
-    def __init__(self, until: Callable[[], int], threads: int) -> None:
+    def __init__(self, until: Callable[[], int], *, aside: bool) -> None:
         """Be polite up to `until()`, in milliseconds of the monotonic clock; it may change.
 
-        `threads` are those that a model runs on: where there are more than one, some began with the session and cannot step
-        back, so the calling thread does it all, and rests.
+        `aside`: whether a model may run in another thread than the one that serves. It may not where it runs on several (those
+        began with its session, and do not stand back) or is bound to its first; then the calling thread does it all, and rests.
         """
         self.until = until
-        self.pool = ThreadPoolExecutor(1, "polite", self._begin) if threads == 1 else None
+        self.pool = ThreadPoolExecutor(1, "polite", self._begin) if aside else None
         self.task = 0
 
     def aside(self, unit: Callable[[], T]) -> T:

@@ -94,6 +94,20 @@ def _gap(one: Array, other: Array) -> float:
     return float(np.abs(one[~same] - other[~same]).max(initial=0.0))
 
 
+def bound_to_thread(model: Model) -> str:
+    """Say what a model, which has run in the calling thread, raises in another; empty if nothing.
+
+    Its own Python may hold what belongs to the thread that made it.
+    """
+    where = f"model {model.key}: in another thread"
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(infer, model, samples.inputs(model, model.shapes()[0]), where).result()
+        except ModelError as error:
+            return str(error)
+    return ""
+
+
 def several_threads(model: Model, threads: int) -> None:
     """Raise `ModelError` unless `threads` threads at once get the answer that one gets."""
     inputs = samples.inputs(model, model.shapes()[0])

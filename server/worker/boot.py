@@ -77,7 +77,8 @@ class Boot:
             self.barrier.wait(self.slot, lambda: bool(self.turn))
             self.expect_end(now_ms() + left_ms)
         if self.turn != ALONE:
-            self.pace = Polite(lambda: self.turn, self.settings.threads)
+            bound = any(holding.finding.bound for holding in self.generation.holdings)
+            self.pace = Polite(lambda: self.turn, aside=self.settings.threads == 1 and not bound)
 
     def load(self) -> None:
         """Open every model of the generation, and make them what this process serves."""

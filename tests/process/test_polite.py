@@ -7,8 +7,9 @@ from pathlib import Path
 from signal import SIGHUP, SIGKILL, SIGTTIN
 from typing import Any
 
+from tests.models import identity, put
 from tests.phases import Scene, server_in
-from tests.server import Repeat
+from tests.server import Repeat, Server
 
 BOOT_TIMEOUT = 3
 MANY = 7
@@ -18,6 +19,14 @@ slept = FOLDER / f"slept-{os.getpid()}"
 if not slept.exists():
     slept.touch()
     time.sleep(0.7)
+"""
+BOUND = """
+import os, threading
+first = {}
+def preprocess(inputs):
+    if first.setdefault(os.getpid(), threading.get_ident()) != threading.get_ident():
+        raise RuntimeError("not this thread")
+    return inputs
 """
 
 
@@ -107,3 +116,16 @@ def test_waiting_is_no_booting(tmp_path: Path) -> None:
         slots = scene.server.wait_state("active", MANY)
         waited = [worker["phases"].get("forked", 0) + worker["phases"].get("waiting", 0) for worker in slots]
         assert max(waited) > BOOT_TIMEOUT
+
+
+def test_bound_to_its_thread(tmp_path: Path) -> None:
+    """A model whose Python must not be called from two threads is seen by the trial, and its replacements come up as well."""
+    put(tmp_path, "m", identity(), python=BOUND)
+    with Server(tmp_path) as server:
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        server.wait_log("model m/1: in another thread: raised RuntimeError: not this thread; it warms in the thread that serves")
+        os.kill(server.wait_state("active")[0]["pid"], SIGKILL)
+        server.wait_log("killed by SIGKILL")
+        server.wait_state("active")
+        server.reload()
+        assert server.infer("m", {"x": ("FP32", [[1.0, 2.0, 3.0]])})[0] == 200

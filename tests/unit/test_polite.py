@@ -23,7 +23,7 @@ class Units:
     def __init__(self) -> None:
         """Polite for a long time."""
         self.until = now_ms() + LONG
-        self.pace = Polite(lambda: self.until, 1)
+        self.pace = Polite(lambda: self.until, aside=True)
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def rests(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 class Clock:
-    """A clock on which each look is a tenth of a second after the last, so that every unit takes as long."""
+    """A clock on which each look is so many seconds after the last, so that every unit takes as long."""
 
-    step = 0.1
+    unit = 0.1
 
     def __init__(self, sleep: Callable[[float], object]) -> None:
         """Begin at 0."""
@@ -112,7 +112,7 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds."""
-        self.now += self.step
+        self.now += self.unit
         return self.now
 
 
@@ -141,16 +141,16 @@ def test_processor_for_everybody(units: Units, rests: list[float], monkeypatch: 
 
 def test_longest_rest(units: Units, rests: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """A rest has a bound: after a load that took long there is nobody to relieve for as long again."""
-    monkeypatch.setattr(Clock, "step", 100.0)
+    monkeypatch.setattr(Clock, "unit", 100.0)
 
     units.pace.here(where)
 
     assert [LONGEST_REST] == rests
 
 
-def test_threads(rests: list[float]) -> None:
-    """With threads that began with the session nothing is done aside, but all of it rests."""
-    pace = Polite(lambda: now_ms() + LONG, 2)
+def test_nothing_aside(rests: list[float]) -> None:
+    """Where a model may not run in another thread nothing is done aside, but all of it rests."""
+    pace = Polite(lambda: now_ms() + LONG, aside=False)
 
     assert where() == pace.aside(where)
 
@@ -197,7 +197,7 @@ def test_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    pace = Polite(lambda: now_ms() + LONG, 1)
+    pace = Polite(lambda: now_ms() + LONG, aside=True)
 
     assert os.SCHED_OTHER == pace.aside(where)[1]
     pace.close()

@@ -210,3 +210,17 @@ def test_threads_raise() -> None:
 
     with pytest.raises(ModelError, match=r"^model m/1: 2 threads at once.* RuntimeError: not thread-safe$"):
         proof.prove(model(run, batched=False), 2, silent)
+
+
+def test_bound_to_thread() -> None:
+    """A model that another thread may not run is found out, with what it raises; one that does not care is not."""
+    main = threading.current_thread()
+
+    def run(inputs: Tensors) -> dict[str, Array]:
+        if threading.current_thread() is not main:
+            message = "made in another thread"
+            raise RuntimeError(message)
+        return echo(inputs)
+
+    assert not proof.bound_to_thread(model())
+    assert proof.bound_to_thread(model(run)) == "model m/1: in another thread: raised RuntimeError: made in another thread"
