@@ -15,6 +15,9 @@ _PR_SET_PDEATHSIG = 1
 _M_ARENA_MAX, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -8, -1, -3
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_OOM = Path("/proc/self/oom_score_adj")
+_USUAL = _OOM.read_text(encoding="ascii")
+
 KEPT = 64 << 20
 """Bytes of freed memory at the end of its heap that a worker keeps."""
 KEPT_BLOCK = 32 << 20
@@ -133,6 +136,15 @@ def settle_heap() -> None:
     gc.collect()
     trim_heap()
     gc.freeze()
+
+
+def expendable(*, yes: bool) -> None:
+    """Have the kernel end this process, and not one that serves, when memory runs out; or no longer.
+
+    Everybody may say so of himself, and take it back.
+    """
+    with suppress(OSError):  # a sandbox that refuses this
+        _OOM.write_text("1000" if yes else _USUAL, encoding="ascii")
 
 
 def trim_heap() -> None:

@@ -20,7 +20,7 @@ from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
-from server.processes import fork_child
+from server.processes import expendable, fork_child
 from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
 
 END_SECONDS = 2.0
@@ -158,6 +158,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
     setproctitle("warmfork: trial")
     faulthandler.enable(all_threads=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    expendable(yes=True)
 
     def say(message: Message) -> None:
         os.write(write, encode(message))

@@ -24,7 +24,7 @@ from server.barrier import Barrier, Point
 from server.exits import ExitError, ModelError, ResourceError
 from server.models.generation import Generation
 from server.models.model import Model
-from server.processes import share_heap, trim_heap
+from server.processes import expendable, share_heap, trim_heap
 from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
@@ -60,6 +60,7 @@ class Boot:
         self.board.slots["device"][self.slot] = b"cpu"
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         share_heap()
+        expendable(yes=True)
         faulthandler.enable(all_threads=True)
         self.expect_end(self.deadline_ms)
         self.title()
@@ -135,6 +136,7 @@ class Boot:
         """Wait until the generation opens as a whole, and in the warm pool until this worker is called."""
         self.pace.close()
         self.enter(Event.ARRIVE)
+        expendable(yes=False)
         self.expect_end(NEVER)  # the others' turns may take longer than a boot
         self.say("waiting for the generation to open")
         self.arrive(Point.REHEARSED)

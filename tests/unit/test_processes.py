@@ -7,6 +7,7 @@ import resource
 import select
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,18 @@ def test_a_worker_keeps_its_heap() -> None:
 
     size = 4 << 20
     assert 0 == ended(processes.fork_child(child))
+
+
+def test_expendable() -> None:
+    """What a process says of itself when memory runs out is as it was once it takes that back."""
+    file = Path("/proc/self/oom_score_adj")
+    before = file.read_text(encoding="ascii")
+
+    def said(*, yes: bool) -> str:
+        processes.expendable(yes=yes)
+        return file.read_text(encoding="ascii")
+
+    assert ("1000\n", before) == (said(yes=True), said(yes=False))
 
 
 def test_any_ended() -> None:
