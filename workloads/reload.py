@@ -1,0 +1,85 @@
+"""New models and new code under load: HUP, HUP with a model that fails to warm, USR2.
+
+`locust -f workloads/reload.py --headless -H http://127.0.0.1:8000 --repository models`
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import psutil
+
+from bench.report import Figure
+from tests.models import failing, identity, put
+from workloads.run import Run
+from workloads.watch import replaced, until
+from workloads.workload import Workload, users
+
+BROKEN = "broken"
+"""A model that loads, and fails when it is run."""
+
+
+def _act(run: Run) -> None:
+    """In each round a window with each event, and one of equal length without."""
+    for turn in range(run.options.windows):
+        seconds = 0.0
+        for event in _chosen(run):
+            run.say(f"{event}, window {turn + 1} of {run.options.windows}")
+            window = run.window(event, lambda event=event: EVENTS[event](run), seconds)  # type: ignore[misc]
+            seconds = seconds or window.end - window.begin
+        run.window(seconds=seconds)
+
+
+def _judge(run: Run) -> list[Figure]:
+    """Nothing fails; what a new generation of the same code may cost is bounded."""
+    figures = [run.failed()]
+    for event in _chosen(run):
+        p99, slowest = (run.bound("p99"), run.bound("slowest")) if event == "HUP" else (None, None)
+        figures.append(run.compare(f"p99, {event} ÷ without", event, 0.99, p99))
+        figures.append(run.compare(f"slowest, {event} ÷ without", event, 1, slowest))
+    return figures
+
+
+def _chosen(run: Run) -> list[str]:
+    asked = run.options.events.split(",")
+    return [event for event in EVENTS if event in asked]
+
+
+def _hup(run: Run) -> None:
+    before = run.master.workers()
+    os.kill(run.master.pid(), signal.SIGHUP)
+    replaced(run.master, before)
+
+
+def _broken(run: Run) -> None:
+    """Refused in words, and the same workers serve on."""
+    before, generation = run.master.workers(), run.ours.status()["generation"]
+    folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("live private", "raise RuntimeError"))
+    try:
+        os.kill(run.master.pid(), signal.SIGHUP)
+        until(lambda: BROKEN in " ".join(run.ours.status()["reasons"]), "the reload to be refused")
+        until(run.master.settled, "the refused generation to leave")
+    finally:
+        shutil.rmtree(folder)
+    if (run.master.workers(), run.ours.status()["generation"]) != (before, generation):
+        message = f"workers {before} of generation {generation} were to serve on, not {run.master.workers()}"
+        raise RuntimeError(message)
+
+
+def _usr2(run: Run) -> None:
+    """Another master serves, and the old one has gone."""
+    old, before = run.master.pid(), run.master.workers()
+    os.kill(old, signal.SIGUSR2)
+    until(lambda: not psutil.pid_exists(old) and run.master.pid() != old, "another master")
+    replaced(run.master, before)
+
+
+EVENTS = {"HUP": _hup, "broken HUP": _broken, "USR2": _usr2}
+OPTIONS = {
+    "events": {"default": ",".join(EVENTS), "help": "which, with commas in between"},
+    "repository": {"default": "models", "help": "the model repository, where a broken model is put and taken away"},
+}
+Users = users(Workload("reload", _act, _judge, {"p99": 1.2, "slowest": 2.0}, OPTIONS))

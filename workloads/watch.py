@@ -1,0 +1,152 @@
+"""What is looked at and signalled: a master and its workers, ours by `/status`, a plain gunicorn by its children."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import psutil
+
+PATIENCE = 120.0
+"""Seconds after which an event that has not ended is a failure."""
+_PAUSE = 0.005
+
+Found = TypeVar("Found")
+
+
+class Master(Protocol):
+    """A server of several workers, which obeys gunicorn's signals."""
+
+    def pid(self) -> int:
+        """The master's."""
+
+    def workers(self) -> set[int]:
+        """The pids of those that take traffic; none while nobody can say."""
+
+    def wanted(self) -> int:
+        """How many workers there should be that take traffic."""
+
+    def settled(self) -> bool:
+        """Whether nothing is being made or about to leave."""
+
+
+class Ours:
+    """A server that runs already, seen through its management process."""
+
+    def __init__(self, management: str) -> None:
+        """Look at the management process at the URL `management`."""
+        place = urlsplit(management)
+        self.host, self.port = place.hostname or "127.0.0.1", place.port or 8001
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and JSON of a management route; 0 and None while nobody answers."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        except (OSError, http.client.HTTPException):
+            return 0, None
+        finally:
+            connection.close()
+
+    def status(self) -> dict[str, Any]:
+        """`/status`, as soon as somebody answers."""
+        return until(lambda: self.get("/status")[1], "an answer of /status")
+
+    def pid(self) -> int:
+        """The parent of the workers: on this machine, since it is to be sent signals."""
+        return until(lambda: next(iter(_parents(each["pid"] for each in self.status()["workers"])), 0), "a worker with a parent")
+
+    def workers(self) -> set[int]:
+        """The pids of those that take traffic."""
+        return {each["pid"] for each in self.status()["workers"] if each["state"] == "active"}
+
+    def wanted(self) -> int:
+        """As many as `targets` says."""
+        return int(self.status()["targets"]["active"])
+
+    def settled(self) -> bool:
+        """Whether each worker is where the targets want it, and of one generation."""
+        page = self.status()
+        states = sorted(each["state"] for each in page["workers"])
+        wanted = ["active"] * page["targets"]["active"] + ["standby"] * page["targets"]["standby"]
+        generations = {each["generation"] for each in page["workers"]}
+        return not page["building"] and states == wanted and generations == {page["generation"]}
+
+    def served(self) -> dict[int, tuple[int, int]]:
+        """Requests and cold dispatches of each active worker by pid; its slot's, which may have had others before."""
+        return {
+            each["pid"]: (each["requests"], each["cold_dispatches"])
+            for each in self.status()["workers"]
+            if each["state"] == "active"
+        }
+
+
+class Plain:
+    """A plain gunicorn, of which nothing is known but its processes."""
+
+    def __init__(self, pid: int) -> None:
+        """Look at the master `pid`."""
+        self.master = psutil.Process(pid)
+
+    def pid(self) -> int:
+        """The master's."""
+        return self.master.pid
+
+    def workers(self) -> set[int]:
+        """All of its children."""
+        return {child.pid for child in self.master.children()}
+
+    def wanted(self) -> int:
+        """As many as there are: it forks and ends them at once."""
+        return len(self.workers())
+
+    def settled(self) -> bool:
+        """Its workers say nothing."""
+        return True
+
+
+def _parents(pids: Iterable[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        try:
+            found.append(psutil.Process(pid).ppid())
+        except psutil.NoSuchProcess:
+            continue
+    return [pid for pid in found if pid > 1]
+
+
+def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE) -> Found:
+    """Look until `condition` gives something true; give that. Raises `TimeoutError`."""
+    end = time.monotonic() + patience
+    while not (found := condition()):
+        if time.monotonic() > end:
+            message = f"waited {patience:g} s for {what}"
+            raise TimeoutError(message)
+        time.sleep(_PAUSE)
+    return found
+
+
+def scale(master: Master, count: int) -> None:
+    """TTIN or TTOU, one after another without waiting for workers, until `count` take traffic and all else has left."""
+    while (before := master.wanted()) != count:
+        os.kill(master.pid(), signal.SIGTTIN if count > before else signal.SIGTTOU)
+        until(lambda before=before: master.wanted() != before, "the master to heed a signal")  # type: ignore[misc]
+    until(lambda: len(master.workers()) == count and master.settled(), f"{count} workers and no other")
+
+
+def replaced(master: Master, before: set[int]) -> None:
+    """Wait until as many others have taken the place of the workers `before`."""
+
+    def over() -> bool:
+        now = master.workers()
+        return len(now) == len(before) and not now & before and master.settled()
+
+    until(over, "the next generation alone")
