@@ -10,12 +10,10 @@ import shutil
 import signal
 from pathlib import Path
 
-import psutil
-
 from bench.report import Figure
 from tests.models import failing, identity, put
 from workloads.run import Run
-from workloads.watch import replaced, until
+from workloads.watch import ended, replaced, until
 from workloads.workload import Workload, users
 
 BROKEN = "broken"
@@ -45,7 +43,7 @@ def _judge(run: Run) -> list[Figure]:
 
 def _chosen(run: Run) -> list[str]:
     asked = run.options.events.split(",")
-    return [event for event in EVENTS if event in asked]
+    return [event for event in EVENTS if event in asked and (run.ours or event == "HUP")]
 
 
 def _hup(run: Run) -> None:
@@ -56,15 +54,15 @@ def _hup(run: Run) -> None:
 
 def _broken(run: Run) -> None:
     """Refused in words, and the same workers serve on."""
-    before, generation = run.master.workers(), run.ours.status()["generation"]
+    before, generation = run.master.workers(), run.status()["generation"]
     folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("live private", "raise RuntimeError"))
     try:
         os.kill(run.master.pid(), signal.SIGHUP)
-        until(lambda: BROKEN in " ".join(run.ours.status()["reasons"]), "the reload to be refused")
+        until(lambda: BROKEN in " ".join(run.status()["reasons"]), "the reload to be refused")
         until(run.master.settled, "the refused generation to leave")
     finally:
         shutil.rmtree(folder)
-    if (run.master.workers(), run.ours.status()["generation"]) != (before, generation):
+    if (run.master.workers(), run.status()["generation"]) != (before, generation):
         message = f"workers {before} of generation {generation} were to serve on, not {run.master.workers()}"
         raise RuntimeError(message)
 
@@ -73,7 +71,7 @@ def _usr2(run: Run) -> None:
     """Another master serves, and the old one has gone."""
     old, before = run.master.pid(), run.master.workers()
     os.kill(old, signal.SIGUSR2)
-    until(lambda: not psutil.pid_exists(old) and run.master.pid() != old, "another master")
+    until(lambda: ended(old) and run.master.pid() != old, "another master")
     replaced(run.master, before)
 
 

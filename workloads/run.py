@@ -7,6 +7,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,8 @@ INPUTS: Mapping[str, Callable[[], repository.Inputs]] = {
 }
 """What each model is asked."""
 
+FIRST = "first requests"
+
 
 class Run:
     """One run: a script calls `window`, `pairs` and `mark` while the traffic goes on, and then asks for figures."""
@@ -35,40 +38,61 @@ class Run:
         place = urlsplit(host)
         self.host, self.port = place.hostname or "127.0.0.1", place.port or 8000
         self.traffic = Traffic(infer(self.options.model, INPUTS[self.options.model]()), self.options.rate)
-        self.ours = Ours(self.options.management)
-        self.plain = bool(self.options.plain)
-        self.master: Master = Plain(self.options.plain) if self.plain else self.ours
+        self.ours = None if self.options.plain else Ours(self.options.management)
+        self.master: Master = self.ours or Plain(self.options.plain)
         self.windows: list[Window] = []
         self.marks: list[tuple[float, str]] = []
         self.probes: Counter[int] = Counter()
         """Answers of `/readyz` by status."""
         self.details: dict[str, Any] = {}
+        self.closing = ExitStack()
+        """What the script has started."""
+
+    @property
+    def now(self) -> float:
+        """On the clock of answers and windows."""
+        return time.perf_counter()
+
+    def status(self) -> dict[str, Any]:
+        """`/status`. Raises `RuntimeError` for a server that has none."""
+        if self.ours is None:
+            message = "only our own server has a /status"
+            raise RuntimeError(message)
+        return self.ours.status()
+
+    def at(self, master: Master, port: int) -> None:
+        """Send to another server than the options say."""
+        self.master, self.port, self.ours = master, port, None
 
     def say(self, what: str) -> None:
         """Tell whoever waits how far the run is."""
-        print(f"[{time.perf_counter() - self.traffic.began:4.0f} s] {self.name}: {what}", file=sys.stderr, flush=True)
+        print(f"[{self.now - self.traffic.began:4.0f} s] {self.name}: {what}", file=sys.stderr, flush=True)
 
     def mark(self, what: str) -> None:
         """Remember a moment for the plot."""
-        self.marks.append((time.perf_counter(), what))
+        self.marks.append((self.now, what))
 
     def bound(self, name: str) -> float:
         """What the option `--bound-<name>` says."""
-        return float(getattr(self.options, f"bound_{name}"))
+        return float(getattr(self.options, f"bound_{name.replace('-', '_')}"))
 
     def window(self, event: str = "", act: Callable[[], object] | None = None, seconds: float = 0) -> Window:
         """One window, `seconds` long or as the options say, or as long as `act` takes if that is longer."""
-        begin = time.perf_counter()
+        begin = self.now
         if event:
             self.mark(event)
         if act:
             act()
             self.mark("")
-        rest = begin + (seconds or self.options.window) - time.perf_counter()
+        rest = begin + (seconds or self.options.window) - self.now
         if rest > 0:
             time.sleep(rest)
-        self.windows.append(Window(begin, time.perf_counter(), event))
+        self.windows.append(Window(begin, self.now, event))
         return self.windows[-1]
+
+    def begin(self) -> None:
+        """A window of the first requests that a fresh server gets: nothing is thrown away as settling."""
+        self.window(FIRST)
 
     def pairs(self, event: str, act: Callable[[], object], back: Callable[[], object] = lambda: None) -> None:
         """As many windows with `act` as the options say, each followed by `back` and by one of equal length without."""
@@ -78,18 +102,22 @@ class Run:
             back()
             self.window(seconds=changed.end - changed.begin)
 
+    def of(self, event: str) -> list[Window]:
+        """The windows with `event`, or those without any for an empty one."""
+        return [each for each in self.windows if each.event == event]
+
     def values(self, event: str, share: float) -> list[float]:
         """A percentile in ms of each window with `event`, or without any for an empty one."""
-        return [percentile_ms(each.of(self.traffic.answers), share) for each in self.windows if each.event == event]
+        return [percentile_ms(each.of(self.traffic.answers), share) for each in self.of(event)]
 
     def compare(self, name: str, event: str, share: float, bound: float | None) -> Figure:
         """A percentile in windows with `event` by the one without."""
         return compare(name, self.values(event, share), self.values("", share), bound)
 
     def first(self, name: str, share: float, bound: float) -> Figure:
-        """The first window, in which a fresh server gets its first requests, by the others."""
-        first, *others = (percentile_ms(each.of(self.traffic.answers), share) for each in self.windows)
-        return stands_out(f"{name} of the first window ÷ the others", first, others, bound)
+        """What `begin` found by the windows without an event."""
+        (first,) = self.values(FIRST, share)
+        return stands_out(f"{name}, first requests ÷ without", first, self.values("", share), bound)
 
     def failed(self) -> Figure:
         """All that failed in the whole run, between windows too."""
@@ -105,7 +133,7 @@ class Run:
             Figure("requests sent again since the server's close crossed them", reopened.crossed),
             Figure("sent late by the load generator, p99", late[len(late) * 99 // 100] * 1e3 if late else 0, "ms"),
         ]
-        if not self.plain:
+        if self.ours:
             others = sum(count for status, count in self.probes.items() if status != 200)  # noqa: PLR2004 - HTTP's own number
             common.append(Figure("probes of /readyz that were not 200", others, bound=0))
         series = {

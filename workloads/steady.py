@@ -11,7 +11,8 @@ from workloads.workload import Workload, users
 
 
 def _act(run: Run) -> None:
-    """Windows of two kinds that do not differ. The first begins with the first request: nothing is thrown away as settling."""
+    """The first requests, then windows of two kinds that do not differ."""
+    run.begin()
     run.pairs("nothing", lambda: None)
 
 

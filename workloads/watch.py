@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,23 +21,43 @@ _PAUSE = 0.005
 Found = TypeVar("Found")
 
 
-class Master(Protocol):
+class Master(ABC):
     """A server of several workers, which obeys gunicorn's signals."""
 
+    @abstractmethod
     def pid(self) -> int:
         """The master's."""
 
+    @abstractmethod
     def workers(self) -> set[int]:
-        """The pids of those that take traffic; none while nobody can say."""
+        """Those that take traffic, by pid; none while nobody can say."""
 
+    @abstractmethod
     def wanted(self) -> int:
         """How many workers there should be that take traffic."""
 
+    @abstractmethod
     def settled(self) -> bool:
         """Whether nothing is being made or about to leave."""
 
+    def more(self) -> None:
+        """One more, please."""
+        os.kill(self.pid(), signal.SIGTTIN)
 
-class Ours:
+    def fewer(self) -> None:
+        """One fewer."""
+        os.kill(self.pid(), signal.SIGTTOU)
+
+    def served(self) -> dict[int, int]:
+        """Requests so far of each that takes traffic, where it says."""
+        return {}
+
+    def cold(self) -> int:
+        """Batches that were run on a shape that had not been warmed, where it says."""
+        return 0
+
+
+class Ours(Master):
     """A server that runs already, seen through its management process."""
 
     def __init__(self, management: str) -> None:
@@ -80,16 +101,16 @@ class Ours:
         generations = {each["generation"] for each in page["workers"]}
         return not page["building"] and states == wanted and generations == {page["generation"]}
 
-    def served(self) -> dict[int, tuple[int, int]]:
-        """Requests and cold dispatches of each active worker by pid; its slot's, which may have had others before."""
-        return {
-            each["pid"]: (each["requests"], each["cold_dispatches"])
-            for each in self.status()["workers"]
-            if each["state"] == "active"
-        }
+    def served(self) -> dict[int, int]:
+        """By pid; it is the slot's count, which may have had other workers before."""
+        return {each["pid"]: each["requests"] for each in self.status()["workers"] if each["state"] == "active"}
+
+    def cold(self) -> int:
+        """Of all slots in use."""
+        return sum(each["cold_dispatches"] for each in self.status()["workers"])
 
 
-class Plain:
+class Plain(Master):
     """A plain gunicorn, of which nothing is known but its processes."""
 
     def __init__(self, pid: int) -> None:
@@ -134,10 +155,18 @@ def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE)
     return found
 
 
+def ended(pid: int) -> bool:
+    """Whether a process runs no more, though its parent may not have asked how it ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def scale(master: Master, count: int) -> None:
-    """TTIN or TTOU, one after another without waiting for workers, until `count` take traffic and all else has left."""
+    """One by one, but without waiting for workers, more or fewer, until `count` take traffic and all else has left."""
     while (before := master.wanted()) != count:
-        os.kill(master.pid(), signal.SIGTTIN if count > before else signal.SIGTTOU)
+        (master.more if count > before else master.fewer)()
         until(lambda before=before: master.wanted() != before, "the master to heed a signal")  # type: ignore[misc]
     until(lambda: len(master.workers()) == count and master.settled(), f"{count} workers and no other")
 

@@ -17,10 +17,12 @@ from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
 
+from bench.client import get
 from bench.report import Figure, table, write
-from workloads.client import Client
+from workloads.client import Client, Reopened
 from workloads.plot import plot
 from workloads.run import INPUTS, Run
+from workloads.watch import Ours
 from workloads.windows import LEAST
 
 
@@ -37,6 +39,8 @@ class Workload:
     """Each is an option `--bound-…`."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What else may be chosen, as for argparse."""
+    prepare: Callable[[Run], None] = lambda _: None
+    """Starts what the script needs itself, before the traffic."""
 
 
 def users(workload: Workload) -> type[User]:
@@ -52,7 +56,9 @@ def users(workload: Workload) -> type[User]:
         given = environment.parsed_options
         if given is None or given.windows < LEAST:
             sys.exit(f"{workload.name}: --windows is {LEAST} at least")
-        runs.append(Run(environment.host or "http://127.0.0.1:8000", given, workload.name))
+        run = Run(environment.host or "http://127.0.0.1:8000", given, workload.name)
+        workload.prepare(run)
+        runs.append(run)
 
         @environment.events.spawning_complete.add_listener
         def begin(**_: object) -> None:
@@ -108,10 +114,12 @@ def _send(user: User, run: Run, client: Client) -> None:
 
 
 def _start(environment: Environment, run: Run, workload: Workload) -> None:
+    if run.ours:
+        Client(run.ours.host, run.ours.port, Reopened()).exchange(get("/livez"))  # so that this client is not cold itself
     run.traffic.begin()
     threading.Thread(target=_drive, args=(environment, run, workload), daemon=True).start()
-    if not run.plain:
-        threading.Thread(target=_probe, args=(run,), daemon=True).start()
+    if run.ours:
+        threading.Thread(target=_probe, args=(run, run.ours), daemon=True).start()
 
 
 def _drive(environment: Environment, run: Run, workload: Workload) -> None:
@@ -128,13 +136,14 @@ def _drive(environment: Environment, run: Run, workload: Workload) -> None:
         code = int(report.broken)
     except Exception:  # noqa: BLE001 - whatever it is, the run must end, and not well
         traceback.print_exc()
+    run.closing.close()
     environment.process_exit_code = code
     if environment.runner is not None:
         environment.runner.quit()
 
 
-def _probe(run: Run) -> None:
+def _probe(run: Run, ours: Ours) -> None:
     """Ask for readiness all the while."""
     while not run.traffic.over.is_set():
-        run.probes[run.ours.get("/readyz")[0]] += 1
+        run.probes[ours.get("/readyz")[0]] += 1
         time.sleep(0.05)

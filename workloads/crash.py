@@ -1,0 +1,99 @@
+"""`kill -9` of a worker every second: only what was running in it fails, and a standby takes its place at once.
+
+`locust -f workloads/crash.py --headless -H http://127.0.0.1:8000`; the server needs two workers and `WARMFORK_STANDBY=1`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from statistics import median
+
+import psutil
+
+from bench.report import Figure
+from workloads.run import Run
+from workloads.watch import ended, until
+from workloads.windows import Answer
+from workloads.workload import Workload, users
+
+EVENT = "kill -9"
+EVERY = 1.0
+"""Seconds from one kill to the next, or until the warm pool is full again if that takes longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One worker killed."""
+
+    at: float
+    gone: float
+    """When the process had ended."""
+    back: float
+    """When as many others took traffic as before."""
+    ports: frozenset[int]
+    """Of the clients whose connections it had."""
+
+    def cost(self, answer: Answer) -> bool:
+        """Whether a failed request was running in this worker."""
+        return answer.port in self.ports and answer.sent <= self.gone and answer.came >= self.at
+
+
+def _act(run: Run) -> None:
+    kills: list[Kill] = []
+    turns = cycle(range(run.master.wanted()))
+
+    def kill_on() -> None:
+        end = run.now + run.options.window
+        while run.now < end:
+            kills.append(_kill(run, sorted(run.master.workers())[next(turns)]))
+            until(run.master.settled, "a full warm pool")
+            time.sleep(max(kills[-1].at + EVERY - run.now, 0))
+
+    run.pairs(EVENT, kill_on)
+    run.details["kills"] = kills
+
+
+def _kill(run: Run, pid: int) -> Kill:
+    wanted, process = run.master.wanted(), psutil.Process(pid)
+    process.suspend()  # it accepts no more, so that we know which connections it has
+    ports = frozenset(each.raddr.port for each in process.net_connections("tcp") if each.raddr)
+    at = run.now
+    run.mark("")
+    process.kill()
+    until(lambda: ended(pid), "the end of a killed worker")
+    gone = run.now
+    until(lambda: len(run.master.workers() - {pid}) == wanted, "as many workers as before")
+    return Kill(at, gone, run.now, ports)
+
+
+def _judge(run: Run) -> list[Figure]:
+    kills: list[Kill] = run.details["kills"]
+    failed = [answer for answer in run.traffic.answers if answer.error]
+    others = sum(not any(kill.cost(answer) for kill in kills) for answer in failed)
+    limit = 2e-3 * median(run.values("", 0.99))
+    spans = [range(int((each.end - each.begin) / EVERY)) for each in run.of("")]
+    quiet = [each.begin + EVERY * second for each, span in zip(run.of(""), spans, strict=True) for second in span]
+    back, none = (median(_slow(run.traffic.answers, moments, limit)) for moments in ([each.at for each in kills], quiet))
+    bound = run.bound("back-ms")
+    return [
+        Figure("requests that failed and ran in no killed worker", others, bound=0),
+        Figure("requests that failed in a killed one, per kill", (len(failed) - others) / len(kills)),
+        Figure(
+            "from the kill to as many workers as before, median", median(each.back - each.at for each in kills) * 1e3, "ms", bound
+        ),
+        Figure("from the kill to the last request over twice the p99 without, median", back, "ms", max(bound, none), none),
+        run.compare("p95, with kills ÷ without", EVENT, 0.95, None),
+        Figure("kills", len(kills)),
+    ]
+
+
+def _slow(answers: Sequence[Answer], moments: Sequence[float], limit: float) -> list[float]:
+    """For each moment, how many ms later the last request was meant that took longer than `limit`, in the second after it."""
+    slow = [answer.due for answer in answers if answer.latency > limit and not answer.error]
+    return [max((due - at for due in slow if 0 <= due - at < EVERY), default=0.0) * 1e3 for at in moments]
+
+
+Users = users(Workload("crash", _act, _judge, {"back-ms": 50.0}))

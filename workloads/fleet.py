@@ -1,0 +1,132 @@
+"""Servers behind HAProxy, which sends to those that say they are ready; more and fewer of them as if they were workers."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import socket
+import subprocess
+import tempfile
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from tests.server import Server
+from workloads.watch import Master, Ours, until
+
+PROGRAM = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+
+_CONFIGURATION = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 120s
+    timeout server 120s
+    option redispatch 1
+frontend requests
+    bind 127.0.0.1:{port}
+    default_backend servers
+frontend statistics
+    bind 127.0.0.1:{statistics}
+    stats enable
+    stats uri /
+backend servers
+    option httpchk GET /readyz
+    default-server check inter 100ms fall 1 rise 1
+"""
+_SERVER = "    server {place.port} 127.0.0.1:{place.port} port {place.management}\n"
+_DRAIN = 1
+"""Seconds that a server goes on serving when it has said that it is not ready: more than HAProxy needs to hear it."""
+
+
+class Place(NamedTuple):
+    """Where a server is to listen."""
+
+    port: int
+    management: int
+
+
+class Fleet(Master):
+    """HAProxy and its servers, of one worker each: what stands for a worker's pid is the port of a server."""
+
+    def __init__(self, models: Path, most: int) -> None:
+        """Prepare for up to `most` servers of the repository `models`. Raises `FileNotFoundError` where HAProxy is missing."""
+        if PROGRAM is None:
+            message = "haproxy is not installed"
+            raise FileNotFoundError(message)
+        self.models = models
+        self.port, self.statistics, *others = _free(2 + 2 * most)
+        self.places = [Place(*pair) for pair in zip(others[::2], others[1::2], strict=True)]
+        self.servers: list[Server] = []
+        self.folder = tempfile.TemporaryDirectory(prefix="warmfork-haproxy-")
+
+    def __enter__(self) -> Self:
+        """Start HAProxy and one server, and wait until it sends to that."""
+        text = _CONFIGURATION.format(port=self.port, statistics=self.statistics)
+        configuration = Path(self.folder.name, "haproxy.cfg")
+        configuration.write_text(text + "".join(_SERVER.format(place=place) for place in self.places), encoding="utf-8")
+        self.proxy = subprocess.Popen([str(PROGRAM), "-f", str(configuration)], stderr=subprocess.DEVNULL)  # noqa: S603 - found on the path
+        until(lambda: not self.workers() and self.proxy.poll() is None, "HAProxy to see that no server is there")
+        self.more()
+        until(self.settled, "the first server")
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        """End them all."""
+        self.proxy.terminate()
+        self.proxy.wait()
+        for server in self.servers:
+            server.kill()
+        self.folder.cleanup()
+
+    def pid(self) -> int:
+        """HAProxy's, which has nothing to obey."""
+        return self.proxy.pid
+
+    def workers(self) -> set[int]:
+        """The ports to which HAProxy sends."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.statistics}/;csv") as page:
+                rows = list(csv.DictReader(page.read().decode().splitlines()))
+        except OSError:
+            return {place.port for place in self.places}  # it does not answer yet, and takes all to be there at first
+        return {int(row["svname"]) for row in rows if row["svname"].isdigit() and row["status"].startswith("UP")}
+
+    def wanted(self) -> int:
+        """As many as have been started."""
+        return len(self.servers)
+
+    def settled(self) -> bool:
+        """Whether HAProxy sends to all of them."""
+        return len(self.workers()) == len(self.servers)
+
+    def more(self) -> None:
+        """Start one more server."""
+        place = self.places[len(self.servers)]
+        bind, management_bind = (f"127.0.0.1:{port}" for port in place)
+        server = Server(self.models, ready=False, drain=_DRAIN, bind=bind, management_bind=management_bind)
+        self.servers.append(server.start())
+
+    def fewer(self) -> None:
+        """Stop the newest, in order."""
+        self.servers.pop().stop()
+
+    def served(self) -> dict[int, int]:
+        """By port."""
+        return {place.port: sum(each.served().values()) for place, each in self._each()}
+
+    def cold(self) -> int:
+        """Of all servers."""
+        return sum(each.cold() for _, each in self._each())
+
+    def _each(self) -> list[tuple[Place, Ours]]:
+        return [(place, Ours(f"http://127.0.0.1:{place.management}")) for place in self.places[: len(self.servers)]]
+
+
+def _free(count: int) -> list[int]:
+    """Ports that the kernel gives, and nobody has now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]

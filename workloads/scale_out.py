@@ -1,0 +1,72 @@
+"""More workers under load, 1 → 6 by TTIN; or more servers behind HAProxy.
+
+`locust -f workloads/scale_out.py --headless -H http://127.0.0.1:8000`; the server needs `WARMFORK_MAX_WORKERS=6`. With
+`--haproxy models` the script starts HAProxy and the servers of that repository itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.report import Figure
+from workloads.fleet import Fleet
+from workloads.run import Run
+from workloads.watch import scale
+from workloads.workload import Workload, users
+
+EVENT = "scale-out"
+
+
+def _prepare(run: Run) -> None:
+    if run.options.haproxy:
+        fleet = run.closing.enter_context(Fleet(Path(run.options.haproxy), run.options.most))
+        run.at(fleet, fleet.port)
+
+
+def _act(run: Run) -> None:
+    """A window begins with the first signal; before the next one without the event there is one worker again."""
+    unserved: list[int] = []
+    cold: list[int] = []
+    seconds: list[float] = []
+    before: dict[int, int] = {}
+
+    def grow() -> None:
+        scale(run.master, run.options.most)
+        seconds.append(run.now - run.marks[-1][0])
+        before.update(run.master.served())
+
+    def back() -> None:
+        after = run.master.served()
+        unserved.append(sum(count == before.get(each, 0) for each, count in after.items()))
+        cold.append(run.master.cold())
+        scale(run.master, 1)
+
+    scale(run.master, 1)
+    run.pairs(EVENT, grow, back)
+    run.details |= {"unserved": unserved, "cold": cold, "seconds to grow": seconds}
+
+
+def _judge(run: Run) -> list[Figure]:
+    p95, p95_without, p99 = run.values(EVENT, 0.95), run.values("", 0.95), median(run.values("", 0.99))
+    slowest, usual = (max(run.values(event, 1)) / p99 for event in (EVENT, ""))
+    bound = run.bound("slowest")
+    return [
+        run.failed(),
+        run.compare("p95, scale-out ÷ without", EVENT, 0.95, run.bound("p95")),
+        Figure("p95 in windows with a scale-out, median", median(p95), "ms", run.bound("p95-ms"), median(p95_without)),
+        Figure(f"slowest ÷ p99 without, {bound:g} or as without", slowest, "×", max(bound, usual), usual),
+        Figure("workers that served nothing", max(run.details["unserved"]), bound=0),
+        Figure("cold dispatches", max(run.details["cold"]), bound=0),
+        Figure("from the first signal to all, median", median(run.details["seconds to grow"]), "s"),
+    ]
+
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "most": {"type": int, "default": 6, "help": "to how many"},
+    "haproxy": {"default": "", "metavar": "MODELS", "help": "grow servers of this repository behind HAProxy instead"},
+}
+BOUNDS = {"p95": 1.1, "p95-ms": 200.0, "slowest": 2.0}
+Users = users(Workload("scale_out", _act, _judge, BOUNDS, OPTIONS, _prepare))
