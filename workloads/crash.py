@@ -15,7 +15,7 @@ import psutil
 
 from bench.report import Figure
 from workloads.run import Run
-from workloads.watch import ended, until
+from workloads.watch import until
 from workloads.windows import Answer
 from workloads.workload import Workload, users
 
@@ -30,7 +30,7 @@ class Kill:
 
     at: float
     gone: float
-    """When the process had ended."""
+    """When the process had ended, and with it its connections."""
     back: float
     """When as many others took traffic as before."""
     ports: frozenset[int]
@@ -59,11 +59,12 @@ def _act(run: Run) -> None:
 def _kill(run: Run, pid: int) -> Kill:
     wanted, process = run.master.wanted(), psutil.Process(pid)
     process.suspend()  # it accepts no more, so that we know which connections it has
-    ports = frozenset(each.raddr.port for each in process.net_connections("tcp") if each.raddr)
+    ports = frozenset(port for each in process.net_connections("tcp") for port in each.raddr[1:])
     at = run.now
     run.mark("")
     process.kill()
-    until(lambda: ended(pid), "the end of a killed worker")
+    # Not a zombie: where there are threads, the last of them closes the connections.
+    until(lambda: not psutil.pid_exists(pid), "the end of a killed worker")
     gone = run.now
     until(lambda: len(run.master.workers() - {pid}) == wanted, "as many workers as before")
     return Kill(at, gone, run.now, ports)
