@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: setup serve test test-gpu bench lint format types pins clean help
+.PHONY: setup serve test test-gpu bench load lint format types pins clean help
 
 setup: .venv/stamp  ## make .venv with everything pinned
 
@@ -33,6 +33,9 @@ gpu-tests: setup
 bench: setup  ## the benchmarks, into bench-results/*.json and a table
 	$(BIN)/python -m bench
 
+load: setup  ## the load tests, into load-results/*.json, plots and a table
+	$(BIN)/python -m workloads
+
 lint: setup  ## ruff: every rule, and the format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -54,8 +57,8 @@ pins:  ## make constraints.txt anew from the newest versions that pyproject.toml
 	&& cp "$$new/pins" constraints.txt
 
 clean:  ## remove what was made here, models/ excepted
-	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis bench-results build warmfork.egg-info
-	find server hooks demo bench tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis bench-results build load-results warmfork.egg-info
+	find server hooks demo bench tests workloads -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -28,7 +28,7 @@ def run(folder: Path, say: Say) -> Report:
         ports = {
             "ours": opened.enter_context(Server(batched)).port,
             "unbatched": opened.enter_context(Server(single)).port,
-            "thread": opened.enter_context(rivals.serve("batching_app", model, THREADED, request)),
+            "thread": opened.enter_context(rivals.serve("batching_app", model, THREADED, request)).port,
         }
         ports["again"] = ports["ours"]
         at = {name: rounds.load_on(port, request, CONNECTIONS, SECONDS) for name, port in ports.items()}

@@ -13,7 +13,7 @@ _session = onnxruntime.InferenceSession(os.environ["MODEL"], _options, providers
 
 
 class _Infer:
-    def on_post(self, request: falcon.Request, response: falcon.Response) -> None:
+    def on_post(self, request: falcon.Request, response: falcon.Response, model: str) -> None:  # noqa: ARG002 - there is one
         body = request.bounded_stream.read()
         length = int(request.get_header("Inference-Header-Content-Length") or 0)
         tensor = msgspec.json.decode(body[: length or None])["inputs"][0]
@@ -29,4 +29,4 @@ class _Infer:
 
 
 app = falcon.App()
-app.add_route("/v2/models/tiny/infer", _Infer())
+app.add_route("/v2/models/{model}/infer", _Infer())

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench import load
 from bench.client import Connection
@@ -41,6 +42,14 @@ http {{
 """
 
 
+class Rival(NamedTuple):
+    """A gunicorn that is none of ours."""
+
+    port: int
+    master: int
+    """Its process."""
+
+
 def gthread(models: Path, threads: int) -> Server:
     """Our app under gunicorn's own `gthread`."""
     return Server(models, "-k", "gthread", "--threads", str(threads))
@@ -58,8 +67,8 @@ def best_threads(models: Path, requests: Sequence[tuple[bytes, int]], say: Say) 
 
 
 @contextmanager
-def serve(app: str, model: Path, arguments: str, request: bytes) -> Iterator[int]:
-    """Serve `bench/<app>.py` with one worker; give its port once it has answered `request`."""
+def serve(app: str, model: Path, arguments: str, request: bytes) -> Iterator[Rival]:
+    """Serve `bench/<app>.py` with one worker; give it once it has answered `request`."""
     process = subprocess.Popen(  # noqa: S603 - our own program
         [
             sys.executable,
@@ -77,7 +86,7 @@ def serve(app: str, model: Path, arguments: str, request: bytes) -> Iterator[int
             port = next(int(match[1]) for line in process.stderr or () if (match := re.search(r"Listening at: .*:(\d+) ", line)))
             with Connection(port) as connection:
                 connection.exchange(request)
-            yield port
+            yield Rival(port, process.pid)
         finally:
             process.terminate()
 

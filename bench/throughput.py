@@ -56,8 +56,8 @@ def run(folder: Path, say: Say) -> Report:
     with ExitStack() as opened, pinned(0):
         ours = opened.enter_context(Server(models)).port
         gthread = {count: opened.enter_context(rivals.gthread(models, count)).port for count in sorted(set(threads))}
-        plain = opened.enter_context(rivals.serve("plain_app", model, PLAIN, POINTS[0].request))
-        asgi = opened.enter_context(rivals.serve("asgi_app", model, ASGI, POINTS[1].request))
+        plain = opened.enter_context(rivals.serve("plain_app", model, PLAIN, POINTS[0].request)).port
+        asgi = opened.enter_context(rivals.serve("asgi_app", model, ASGI, POINTS[1].request)).port
         nginx = opened.enter_context(rivals.nginx(folder, ANSWER))
         called = direct.series(model, SECONDS, repository.BATCHES)
         measured: list[dict[str, Series[Load]]] = []

@@ -14,14 +14,13 @@ from statistics import median
 import psutil
 
 from bench.report import Figure
+from workloads.owner import held
 from workloads.run import Run
 from workloads.watch import until
 from workloads.windows import Answer
 from workloads.workload import Workload, users
 
 EVENT = "kill -9"
-EVERY = 1.0
-"""Seconds from one kill to the next, or until the warm pool is full again if that takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,8 @@ def _act(run: Run) -> None:
         while run.now < end:
             kills.append(_kill(run, sorted(run.master.workers())[next(turns)]))
             until(run.master.settled, "a full warm pool")
-            time.sleep(max(kills[-1].at + EVERY - run.now, 0))
+            time.sleep(max(kills[-1].at + run.options.every - run.now, 0))
+        time.sleep(run.options.every)  # what the last one costs belongs to this window
 
     run.pairs(EVENT, kill_on)
     run.details["kills"] = kills
@@ -59,7 +59,7 @@ def _act(run: Run) -> None:
 def _kill(run: Run, pid: int) -> Kill:
     wanted, process = run.master.wanted(), psutil.Process(pid)
     process.suspend()  # it accepts no more, so that we know which connections it has
-    ports = frozenset(port for each in process.net_connections("tcp") for port in each.raddr[1:])
+    ports = held(pid, run.port, [client.port for client in run.traffic.clients])
     at = run.now
     run.mark("")
     process.kill()
@@ -75,9 +75,11 @@ def _judge(run: Run) -> list[Figure]:
     failed = [answer for answer in run.traffic.answers if answer.error]
     others = sum(not any(kill.cost(answer) for kill in kills) for answer in failed)
     limit = 2e-3 * median(run.values("", 0.99))
-    spans = [range(int((each.end - each.begin) / EVERY)) for each in run.of("")]
-    quiet = [each.begin + EVERY * second for each, span in zip(run.of(""), spans, strict=True) for second in span]
-    back, none = (median(_slow(run.traffic.answers, moments, limit)) for moments in ([each.at for each in kills], quiet))
+    every = run.options.every
+    spans = [range(int((each.end - each.begin) / every)) for each in run.of("")]
+    quiet = [each.begin + every * turn for each, span in zip(run.of(""), spans, strict=True) for turn in span]
+    slow = [answer for answer in run.traffic.answers if answer.latency > limit and not answer.error]
+    back, none = (median(_over(slow, moments, every)) for moments in ([each.at for each in kills], quiet))
     bound = run.bound("back-ms")
     return [
         Figure("requests that failed and ran in no killed worker", others, bound=0),
@@ -85,16 +87,16 @@ def _judge(run: Run) -> list[Figure]:
         Figure(
             "from the kill to as many workers as before, median", median(each.back - each.at for each in kills) * 1e3, "ms", bound
         ),
-        Figure("from the kill to the last request over twice the p99 without, median", back, "ms", max(bound, none), none),
+        Figure("from the kill to the last answer over twice the p99 without, median", back, "ms", max(bound, none), none),
         run.compare("p95, with kills ÷ without", EVENT, 0.95, None),
         Figure("kills", len(kills)),
     ]
 
 
-def _slow(answers: Sequence[Answer], moments: Sequence[float], limit: float) -> list[float]:
-    """For each moment, how many ms later the last request was meant that took longer than `limit`, in the second after it."""
-    slow = [answer.due for answer in answers if answer.latency > limit and not answer.error]
-    return [max((due - at for due in slow if 0 <= due - at < EVERY), default=0.0) * 1e3 for at in moments]
+def _over(slow: Sequence[Answer], moments: Sequence[float], every: float) -> list[float]:
+    """For each moment, how many ms later the last slow request was answered of those meant for the time until the next."""
+    return [max((each.came - at for each in slow if 0 <= each.due - at < every), default=0.0) * 1e3 for at in moments]
 
 
-Users = users(Workload("crash", _act, _judge, {"back-ms": 50.0}))
+EVERY = {"type": float, "default": 1.0, "help": "seconds between two kills, or longer, until the warm pool is full again"}
+Users = users(Workload("crash", _act, _judge, {"back-ms": 50.0}, {"every": EVERY}))

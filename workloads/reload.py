@@ -50,6 +50,7 @@ def _hup(run: Run) -> None:
     before = run.master.workers()
     os.kill(run.master.pid(), signal.SIGHUP)
     replaced(run.master, before)
+    run.rest()
 
 
 def _broken(run: Run) -> None:
@@ -65,6 +66,7 @@ def _broken(run: Run) -> None:
     if (run.master.workers(), run.status()["generation"]) != (before, generation):
         message = f"workers {before} of generation {generation} were to serve on, not {run.master.workers()}"
         raise RuntimeError(message)
+    run.rest()
 
 
 def _usr2(run: Run) -> None:
@@ -73,6 +75,7 @@ def _usr2(run: Run) -> None:
     os.kill(old, signal.SIGUSR2)
     until(lambda: ended(old) and run.master.pid() != old, "another master")
     replaced(run.master, before)
+    run.rest()
 
 
 EVENTS = {"HUP": _hup, "broken HUP": _broken, "USR2": _usr2}

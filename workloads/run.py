@@ -77,7 +77,7 @@ class Run:
         return float(getattr(self.options, f"bound_{name.replace('-', '_')}"))
 
     def window(self, event: str = "", act: Callable[[], object] | None = None, seconds: float = 0) -> Window:
-        """One window, `seconds` long or as the options say, or as long as `act` takes if that is longer."""
+        """One window, `seconds` long or as the options say; at least as long as `act` takes, which begins with it."""
         begin = self.now
         if event:
             self.mark(event)
@@ -93,6 +93,10 @@ class Run:
     def begin(self) -> None:
         """A window of the first requests that a fresh server gets: nothing is thrown away as settling."""
         self.window(FIRST)
+
+    def rest(self) -> None:
+        """Let as much time pass as the options say, so that what an event costs afterwards is not in the next window."""
+        time.sleep(self.options.window)
 
     def pairs(self, event: str, act: Callable[[], object], back: Callable[[], object] = lambda: None) -> None:
         """As many windows with `act` as the options say, each followed by `back` and by one of equal length without."""

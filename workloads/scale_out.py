@@ -27,7 +27,7 @@ def _prepare(run: Run) -> None:
 
 
 def _act(run: Run) -> None:
-    """A window begins with the first signal; before the next one without the event there is one worker again."""
+    """A window begins with the first signal and goes on when all are there; before the next there is one worker again."""
     unserved: list[int] = []
     cold: list[int] = []
     seconds: list[float] = []
@@ -37,6 +37,7 @@ def _act(run: Run) -> None:
         scale(run.master, run.options.most)
         seconds.append(run.now - run.marks[-1][0])
         before.update(run.master.served())
+        run.rest()
 
     def back() -> None:
         after = run.master.served()

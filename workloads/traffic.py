@@ -20,12 +20,18 @@ class Traffic:
         self.request = request
         self.rate = rate
         self.reopened = Reopened()
+        self.clients: list[Client] = []
         self.answers: list[Answer] = []
         self.began = 0.0
         self.begun = threading.Event()
         self.taken = 0
         self.running = 0
         self.over = threading.Event()
+
+    def client(self, host: str, port: int) -> Client:
+        """One more client, which connects with its first request."""
+        self.clients.append(Client(host, port, self.reopened))
+        return self.clients[-1]
 
     def begin(self) -> None:
         """The first request is meant for now."""

@@ -71,7 +71,7 @@ def users(workload: Workload) -> type[User]:
 
         def on_start(self) -> None:
             """Have a connection, which is made for the first request."""
-            self.client = Client(runs[0].host, runs[0].port, runs[0].traffic.reopened)
+            self.client = runs[0].traffic.client(runs[0].host, runs[0].port)
 
         @task
         def send(self) -> None:

@@ -1,0 +1,86 @@
+"""The load tests tell a warm server from one whose warmup is switched off, and exit accordingly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from bench.first import CONTROL
+from tests.models import dense, put
+from tests.server import ROOT, Server
+
+_COLD = """
+import time
+from setproctitle import getproctitle
+
+first = True
+
+def preprocess(inputs):
+    global first
+    if first and getproctitle().startswith("warmfork: worker"):
+        first = False
+        time.sleep(0.4)
+    time.sleep(0.01)
+    return inputs
+"""
+"""Stands for a model that is slow when a process runs it for the first time: weights to touch, caches and code to fill."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script, and the bound that a cold server breaks; all bounds are wide, so that no slow machine does."""
+
+    script: str
+    bound: str
+    options: Sequence[str]
+    settings: dict[str, int] = field(default_factory=dict)
+    window: float = 0.5
+
+
+CASES = [
+    Case("steady", "p99, first requests ÷ without", ["--bound-first", "10", "--bound-p99", "10"]),
+    Case("hostile", "p95, first requests ÷ without", ["--bound-first", "10", "--bound-p95", "10"]),
+    Case(
+        "scale_out",
+        "slowest ÷ p99 without",
+        ["-u", "6", "--most", "2", "--bound-p95", "10", "--bound-p95-ms", "250", "--bound-slowest", "10"],
+        {"max_workers": 2},
+        1.0,
+    ),
+    Case("reload", "p99, HUP ÷ without", ["--events", "HUP", "--bound-p99", "10", "--bound-slowest", "10"], window=0.7),
+    Case("crash", "from the kill to the last answer", ["--every", "0.6", "--bound-back-ms", "250"], {"workers": 2, "standby": 1}),
+]
+
+
+def _run(case: Case, models: Path, results: Path, *arguments: str) -> tuple[int, str]:
+    with Server(models, *arguments, **case.settings) as server:  # type: ignore[arg-type]
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        command = [
+            *(sys.executable, "-m", "locust", "-f", f"workloads/{case.script}.py", "--headless", "--only-summary"),
+            *("-H", server.url, "--management", f"http://127.0.0.1:{server.management_port}", "--model", "dense"),
+            *("--rate", "20", "--window", str(case.window), "--results", str(results), *case.options),
+        ]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.script)
+def test_cold(case: Case, tmp_path: Path) -> None:
+    """A script exits with 0 against the server and writes its plot; with warmup and proof off it says which bound broke."""
+    models = tmp_path / "models"
+    put(models, "dense", dense(), "batch_sizes = [1, 2, 4]\n", _COLD)
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(_run, case, models, tmp_path / name, *how) for name, how in (("warm", ()), ("cold", CONTROL))]
+        (status, said), (cold_status, cold_said) = (run.result() for run in runs)
+
+    assert status == 0, said
+    assert (tmp_path / "warm" / f"{case.script}.png").stat().st_size
+    assert cold_status == 1, cold_said
+    line = next(line for line in cold_said.splitlines() if line.strip().startswith(case.bound))
+    assert line.endswith("BROKEN"), cold_said
