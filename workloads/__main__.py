@@ -6,12 +6,16 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from bench.report import Figure, Report, table
+from bench.report import Figure, Report, table, write
+from workloads import moments
 from workloads.stages import FULL, MODELS, QUICK, RESULTS, Stage
 
-NAMES = ("steady", "hostile", "crash", "reload", "scale_out", "haproxy")
+MOMENTS = "moments"
+NAMES = ("steady", "hostile", "crash", "reload", "scale_out", "haproxy", MOMENTS)
+"""All but the last are scripts of Locust, run with each model."""
 
 
 def main() -> int:
@@ -25,20 +29,21 @@ def main() -> int:
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no workload {unknown[0]!r}; there are {', '.join(NAMES)}")
     started = time.monotonic()
+
+    def say(who: str, what: str) -> None:
+        print(f"[{time.monotonic() - started:5.0f} s] {who}: {what}", file=sys.stderr, flush=True)
+
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory(prefix="warmfork-load-") as folder:
         for model in given.model or MODELS:
-
-            def say(what: str, model: str = model) -> None:
-                print(f"[{time.monotonic() - started:5.0f} s] {model}: {what}", file=sys.stderr, flush=True)
-
-            say("begins")
-            stage = Stage(model, Path(folder), QUICK if given.quick else FULL, say)
-            for name in names:
+            stage = Stage(model, Path(folder), QUICK if given.quick else FULL, partial(say, model))
+            for name in [each for each in names if each != MOMENTS]:
                 began = time.monotonic()
-                found = getattr(stage, name)()
-                reports |= found
-                say(f"{name} took {time.monotonic() - began:.0f} s")
+                reports |= getattr(stage, name)()
+                say(model, f"{name} took {time.monotonic() - began:.0f} s")
+        if MOMENTS in names:
+            reports[MOMENTS] = moments.run(Path(folder), partial(say, MOMENTS))
+            write(reports[MOMENTS], RESULTS / f"{MOMENTS}.json")
     took = Report([Figure("from the beginning to the end", time.monotonic() - started, "s")])
     print(table({**reports, "all": took}))
     return int(any(report.broken for report in reports.values()))

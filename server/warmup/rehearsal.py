@@ -25,7 +25,7 @@ ROUNDS = 2
 MOST_ROUNDS = 10
 MOST_SECONDS = 2.0
 """After which no further round begins."""
-JOINING_SECONDS = 0.1
+JOINING_SECONDS = 0.02
 """The same for a worker that joins others, which is needed soon; one round is enough."""
 JSON_MS = 20.0
 """A worker that joins sends a shape as JSON too if it takes less: the codec's first use is nothing beside a longer run."""
