@@ -89,6 +89,19 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert {result for _, result, _ in asking.results} == {200}
 
 
+def test_trial_begins_anew(tmp_path: Path) -> None:
+    """A trial that is not done behind those that serve in a fifth of a boot's time is tried again at full speed."""
+    with server_in("serving", tmp_path, boot_timeout=10) as scene:
+        server, gated = scene.server, scene.gated
+        gated.close("trial")
+        server.send(SIGHUP)
+        server.wait(lambda: len(gated.came("trial")) == 2, "another trial")
+        assert set(_policies(gated.came("trial")[1])) == {os.SCHED_OTHER}
+        server.wait_log("trial: not done behind those that serve in 2 s, begins anew")
+        gated.open("trial")
+        server.wait_log("Generation 2 is open")
+
+
 def test_killed_in_its_turn(tmp_path: Path) -> None:
     """A replacement that is killed in its turn does not keep the other from its own, and comes back as well."""
     with server_in("serving", tmp_path, workers=3) as scene:
