@@ -75,7 +75,6 @@ class Handlers:
         self.arbiter = arbiter
         self.master = master
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
-        self.hup, self.ttin, self.ttou = master.succession.reload, master.grow, master.shrink
         self.cld = self.chld
         self.int = self.quit
 
@@ -95,6 +94,21 @@ class Handlers:
             if successor.warm and self.arbiter.log:
                 systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)
             self._stop()
+
+    def hup(self) -> None:
+        """Make a new generation; so shall a new master, if one is on its way."""
+        self.master.succession.reload()
+        self.master.successor.miss(signal.SIGHUP)
+
+    def ttin(self) -> None:
+        """One worker more."""
+        self.master.grow()
+        self.master.successor.miss(signal.SIGTTIN)
+
+    def ttou(self) -> None:
+        """One worker fewer."""
+        self.master.shrink()
+        self.master.successor.miss(signal.SIGTTOU)
 
     def term(self) -> None:
         """Drain, then stop."""

@@ -55,7 +55,7 @@ class Phase(IntEnum):
     DRAINING = 6
     STOPPING = 7
     HANDED_OVER = 8
-    """Another master serves, which this one started; this one ends."""
+    """Another master serves, the one that this one started or that started this one; this one ends."""
 
 
 BOOTING = (State.FORKED, State.LOADING, State.WARMING, State.PROVING, State.WAITING)

@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import socket
+import time
 from contextlib import suppress
 
 import setproctitle
@@ -26,8 +27,31 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import Phase
 
+BAKED_SECONDS = 1.0
+"""How long a new server must have been ready before the old one is told."""
 # Ctrl-C and systemd send to the whole group; what has to be said about the end is said until the end.
 IGNORED = (*HELD, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH, signal.SIGPIPE)
+
+
+class Heir:
+    """A new master's process tells the old master when that may go."""
+
+    def __init__(self, view: View, pipe: int) -> None:
+        """Tell it through `pipe`."""
+        self.view = view
+        self.pipe = pipe
+        self.since = time.monotonic()
+
+    def tell(self) -> None:
+        """Look, and tell once the new server has been ready for a while: what fails at its first requests fails before that."""
+        now = time.monotonic()
+        if not self.view.ready().ready:
+            self.since = now
+        elif self.pipe >= 0 and now - self.since >= BAKED_SECONDS:
+            with suppress(OSError):  # it has ended
+                os.write(self.pipe, b"warm\n")
+            os.close(self.pipe)
+            self.pipe = -1
 
 
 def main() -> None:
@@ -50,11 +74,14 @@ def main() -> None:
     board = Scoreboard(arguments.board)
     view = View(board, settings.ready_min, arguments.master, MemoryReader())
     listener = Listener(create(view), socket.socket(fileno=arguments.socket))
-    if arguments.tell is not None:
-        with suppress(OSError):  # it has ended
-            os.write(arguments.tell, b"warm\n")
-        os.close(arguments.tell)
-    listener.run(until=lambda: board.phase is Phase.HANDED_OVER)
+    heir = Heir(view, arguments.tell) if arguments.tell is not None else None
+
+    def over() -> bool:
+        if heir:
+            heir.tell()
+        return board.phase is Phase.HANDED_OVER
+
+    listener.run(until=over)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Listener(TcpWSGIServer):
 
     def __init__(self, app: WSGIApplication, sock: socket.socket) -> None:
         """Listen at once: what connects from now on is answered as soon as `run` is called."""
+        self.leaving = False
         for name in ("waitress", "waitress.queue"):
             # Whatever a client does is no line in our log.
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -91,19 +92,19 @@ class Listener(TcpWSGIServer):
         super().__init__(app, self._sockets, _sock=sock, dispatcher=dispatcher, adj=limits, sockinfo=info, bind_socket=False)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Serve; when `until` holds, which is asked once a second at least, take no more connections and end with the last."""
-        while self.accepting or self._channels:
-            if self.accepting and until():
-                self.accepting = False
-                self.del_channel()
+        """Serve; while `until` holds, which is asked once a second at least, take no more connections; end when none is left."""
+        while True:
+            self.leaving = until()
+            if self.leaving and not self._channels:
+                return
             # Between turns alone: a descriptor closed within one could be given to a new connection, which would then get
             # the events of the old.
             self._end_connections()
             self.asyncore.loop(timeout=1, use_poll=True, map=self._sockets, count=1)
 
     def readable(self) -> bool:
-        """Whether to accept: always, since the oldest make room."""
-        return True
+        """Whether to accept: also where there are many, since the oldest make room."""
+        return not self.leaving
 
     def handle_accept(self) -> None:
         """Accept all that has come, not one connection a turn: a turn looks at every connection there is."""

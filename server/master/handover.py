@@ -25,6 +25,10 @@ and TTOU have left the old one with, 0 if as many as were set."""
 SILENCE = 4
 """Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
 
+SILENT = "silent"
+GRACE_SECONDS = 10.0
+"""What such a one has to end in, besides the longest request."""
+
 _log = logging.getLogger("gunicorn.error")
 
 
@@ -64,11 +68,14 @@ class Successor:
     def __init__(self, settings: Settings, words: Words) -> None:
         """Begin with none."""
         self.patience = SILENCE * settings.boot_timeout
+        self.grace = settings.request_timeout + GRACE_SECONDS
         self.words = words
         self.pid = 0
         self.pipe = self.theirs = -1
         self.warm = False
         """Whether it serves."""
+        self.missed: list[signal.Signals] = []
+        """What was asked of the old master since this one began, which read its settings and the repository before."""
         self.failed = ""
 
     def prepare(self) -> None:
@@ -86,12 +93,13 @@ class Successor:
         """It was forked as `pid`."""
         os.close(self.theirs)
         self.pid, self.warm, self.failed, self.buffer = pid, False, "", b""
+        self.missed.clear()
         self.deadline = time.monotonic() + self.patience
         self.words.reasons.clear()
         self._doing("starts")
 
     def listen(self) -> None:
-        """Hear what it has to say; kill it if it has been silent for too long."""
+        """Hear what it has to say; end it if it has been silent for too long."""
         if not self.pid:
             return
         with suppress(BlockingIOError):
@@ -101,8 +109,10 @@ class Successor:
                 for line in lines:
                     self._hear(*line.decode(errors="replace").partition(" ")[::2])
         if not self.warm and time.monotonic() > self.deadline:
-            self.failed = f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
-            self._send(signal.SIGKILL)
+            number = signal.SIGKILL if self.failed.startswith(SILENT) else signal.SIGTERM  # it may serve, and not say so
+            self.failed = f"{SILENT} for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
+            self.deadline = time.monotonic() + self.grace
+            self._send(number)
 
     def ended(self, how: signal.Signals | int | None) -> None:
         """It has ended: the old master stays."""
@@ -114,6 +124,16 @@ class Successor:
         _log.error("%s", line)
         self.words.reasons[:] = [line]
         self.words.say("")
+
+    def miss(self, number: signal.Signals) -> None:
+        """A signal that the old master has obeyed, and the new one will have to."""
+        if self.pid and (number is not signal.SIGHUP or number not in self.missed):
+            self.missed.append(number)
+
+    def catch_up(self) -> None:
+        """Once it serves: pass on one signal that it has missed. Of two alike that come at once it would see one."""
+        if self.missed:
+            self._send(self.missed.pop(0))
 
     def end(self) -> None:
         """End it: the server as a whole goes."""

@@ -34,6 +34,8 @@ class Keeper:
         self.process: subprocess.Popen[bytes] | None = None
         self.pidfd = -1
         self.started = 0.0
+        self.ends = 0
+        """How often the process has ended."""
 
     def start(self) -> None:
         """Start the process by fork and exec: it has no model, no engine, no weights."""
@@ -81,6 +83,7 @@ class Keeper:
             self.start()
             return
         self.started = time.monotonic()
+        self.ends += 1
         old = self.pidfd
         self.process.poll()
         try:

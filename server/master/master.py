@@ -32,6 +32,8 @@ TURN_SECONDS = 30.0
 """The loop of the master turns at least this often, or it is not live."""
 PROBES_SECONDS = 15.0
 """How long the management process may take to answer those whom it has accepted, once another's answers the rest."""
+SILENT_ENDS = 3
+"""How often the management process of a new master may end before the old one has heard of it."""
 FIRST_KILLS = 3
 """Workers of the first generation that may be killed before the server gives up: memory is missing."""
 
@@ -212,9 +214,12 @@ class Master:
         self.turn()
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
         self._keep()
+        if self.beside and self.keeper.ends >= SILENT_ENDS:
+            self._halt(ModelError(f"the management process ended {self.keeper.ends} times and never said that it answers"))
         self.successor.listen()
         if self.successor.warm:
             self.board.enter(Phase.HANDED_OVER)
+            self.successor.catch_up()
         self.workforce.end_overdue()
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
@@ -227,7 +232,7 @@ class Master:
         """Whether it is time to stop: the drain is over, or a new master serves and has all probes."""
         if self.board.phase is Phase.HANDED_OVER:
             since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
-            return self.keeper.ended() or since > PROBES_SECONDS
+            return not self.successor.missed and (self.keeper.ended() or since > PROBES_SECONDS)
         return bool(self.drain_ends) and time.monotonic() >= self.drain_ends
 
     @property
@@ -267,7 +272,7 @@ class Master:
 
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""
-        if self.drain_ends or not self.settings.drain or not self.succession.serving:
+        if self.drain_ends or not self.settings.drain or not self.succession.serving or self.beside:
             self.stop()
             return True
         self.successor.end()
@@ -276,8 +281,9 @@ class Master:
         return False
 
     def stop(self) -> None:
-        """Say that the server is going away, if it is and has no heir: a TERM to a worker now means leave."""
-        if self.board.phase is Phase.HANDED_OVER:
+        """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
+        if self.beside or self.board.phase is Phase.HANDED_OVER:
+            self.board.enter(Phase.HANDED_OVER)
             for generation in self.workforce.others():
                 self.workforce.retire(generation, signal.SIGTERM)
         else:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGKILL, SIGTTIN, SIGUSR2
+from signal import SIGHUP, SIGKILL, SIGTTIN, SIGUSR2
 
 import pytest
 
@@ -75,7 +75,7 @@ def test_hand_over(tmp_path: Path) -> None:
 
 
 def test_status_follows(tmp_path: Path) -> None:
-    """While the new master gets warm, the old one's pages say how far it is; another USR2 is refused, to either of them."""
+    """While the new master gets warm, the old one's pages say how far it is; what that is asked meanwhile is not forgotten."""
     with server_in("serving", tmp_path) as scene, _unseen(scene):
         server, gated = scene.server, scene.gated
         server.expect("USR2 was refused: a new master")
@@ -86,9 +86,13 @@ def test_status_follows(tmp_path: Path) -> None:
         )
         server.send(SIGUSR2)
         server.wait_log(r"USR2 was refused: a new master \(\d+\) is under way")
+        for number, name, count in ((SIGTTIN, "ttin", 1), (SIGHUP, "hup", 1), (SIGTTIN, "ttin", 2)):
+            server.send(number)
+            server.wait_log(f"Handling signal: {name}", count=count)
         adopt_orphans()
         gated.open("trial")
         server.follow()
+        server.wait(lambda: len(server.wait_state("active")) == 4 and server.status()["generation"] == 2, "what was asked")
 
 
 def test_refused(tmp_path: Path) -> None:

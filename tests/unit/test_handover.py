@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from server.management import __main__ as management
 from server.master import handover
 from server.master.handover import INHERITED, Predecessor, Successor
 from server.master.master import Master
@@ -93,10 +94,18 @@ def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptu
 
 
 def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new master that says nothing for four boot deadlines is killed; each word gives it as long again."""
+    """A new master that says nothing for four boot deadlines is told to end, then killed; each word gives it as long again."""
     now = 0.0
     monkeypatch.setattr(handover, "time", SimpleNamespace(monotonic=lambda: now))
-    pid = fork_child(lambda: signal.sigwait([signal.SIGUSR1]))
+    read, write = os.pipe()
+
+    def deaf() -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(write, b".")
+        return signal.sigwait([signal.SIGUSR1])
+
+    pid = fork_child(deaf)
+    os.read(read, 1)
     old.began(pid)
     now = 39.0
     new.say("doing", "something")
@@ -105,6 +114,9 @@ def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPat
     old.listen()
     assert not old.failed
     now = 79.5
+    old.listen()
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    now = 79.6 + 30 + handover.GRACE_SECONDS
     old.listen()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     old.ended(signal.SIGKILL)
@@ -118,6 +130,45 @@ def test_old_one_does_not_listen(old: Successor, new: Predecessor) -> None:
     os.close(old.pipe)
     os.close(old.theirs)
     new.say("warm")
+
+
+def test_what_it_has_missed(old: Successor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the old master was asked meanwhile is passed on when the new one serves, one at a time; a reload once."""
+    sent: list[signal.Signals] = []
+    monkeypatch.setattr(Successor, "_send", lambda _self, number: sent.append(number))
+    old.miss(signal.SIGTTIN)  # before it began, so that it knows
+    old.began(12345)
+    asked = [signal.SIGTTIN, signal.SIGHUP, signal.SIGTTIN, signal.SIGHUP, signal.SIGTTOU]
+    for number in asked:
+        old.miss(number)
+
+    for _ in asked:
+        old.catch_up()
+
+    assert [signal.SIGTTIN, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU] == sent
+
+
+def test_told_when_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old master is told once, when the new server has been ready all through a while."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(management, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    view = SimpleNamespace(ready=lambda: SimpleNamespace(ready=clock.now not in (0.5, 1.4)))
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    heir = management.Heir(cast("Any", view), write)
+    for now in (0.4, 0.5, 1.0, 1.4, 1.6, 2.3):
+        clock.now = now
+        heir.tell()
+    with pytest.raises(BlockingIOError):
+        os.read(read, 100)
+
+    for now in (2.4, 2.5, 4.0):
+        clock.now = now
+        heir.tell()
+
+    assert os.read(read, 100) == b"warm\n"
+    assert os.read(read, 100) == b""
+    os.close(read)
 
 
 @pytest.mark.parametrize(
