@@ -25,7 +25,7 @@ def preprocess(inputs):
     global first
     if first and getproctitle().startswith("warmfork: worker"):
         first = False
-        time.sleep(0.3)
+        time.sleep(0.5)
     time.sleep(0.005)
     return inputs
 """
@@ -44,17 +44,17 @@ class Case:
 
 
 CASES = [
-    Case("steady", "p99, first requests ÷ without", ["--bound-first", "15", "--bound-p99", "15"]),
-    Case("hostile", "p95, first requests ÷ without", ["--bound-first", "15", "--bound-p95", "15"]),
+    Case("steady", "p99, first requests ÷ without", ["--bound-first", "7", "--bound-p99", "7"]),
+    Case("hostile", "p95, first requests ÷ without", ["--bound-first", "7", "--bound-p95", "7"]),
     Case(
         "scale_out",
         "slowest ÷ p99 without",
-        ["-u", "6", "--most", "2", "--bound-p95", "15", "--bound-p95-ms", "250", "--bound-slowest", "15"],
+        ["-u", "6", "--most", "2", "--bound-p95", "7", "--bound-p95-ms", "250", "--bound-slowest", "7"],
         {"max_workers": 2},
-        1.0,
+        1.3,
     ),
-    Case("reload", "p99, HUP ÷ without", ["--events", "HUP", "--bound-p99", "15", "--bound-slowest", "15"], window=0.6),
-    Case("crash", "from the kill to the last answer", ["--every", "0.5", "--bound-back-ms", "200"], {"workers": 2, "standby": 1}),
+    Case("reload", "p99, HUP ÷ without", ["--events", "HUP", "--bound-p99", "7", "--bound-slowest", "7"], window=0.8),
+    Case("crash", "from the kill to the last answer", ["--every", "0.6", "--bound-back-ms", "250"], {"workers": 2, "standby": 1}),
 ]
 
 
@@ -64,7 +64,7 @@ def _run(case: Case, models: Path, results: Path, *arguments: str) -> tuple[int,
         command = [
             *(sys.executable, "-m", "locust", "-f", f"workloads/{case.script}.py", "--headless", "--only-summary"),
             *("-H", server.url, "--management", f"http://127.0.0.1:{server.management_port}", "--model", "dense"),
-            *("--rate", "20", "--window", str(case.window), "--results", str(results), *case.options),
+            *("--rate", "30", "--window", str(case.window), "--results", str(results), *case.options),
         ]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     return ended.returncode, ended.stdout + ended.stderr
