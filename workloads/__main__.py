@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,11 @@ def main() -> int:
             stage = Stage(model, Path(folder), QUICK if given.quick else FULL, partial(say, model))
             for name in [each for each in names if each != MOMENTS]:
                 began = time.monotonic()
-                reports |= getattr(stage, name)()
+                try:
+                    reports |= getattr(stage, name)()
+                except Exception:  # noqa: BLE001 - what could not be run is broken, and the others go on
+                    traceback.print_exc()
+                    reports[f"{name}-{model}"] = Report([Figure("could not be run: see above", 1, bound=0)])
                 say(model, f"{name} took {time.monotonic() - began:.0f} s")
         if MOMENTS in names:
             reports[MOMENTS] = moments.run(Path(folder), partial(say, MOMENTS))

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from bench.report import Figure
+from server.processes import memory
 from tests.models import failing, identity, put
 from workloads.run import Run
-from workloads.watch import ended, replaced, until
+from workloads.watch import ended, replaced, tree, until
 from workloads.workload import Workload, users
 
 BROKEN = "broken"
@@ -29,6 +33,12 @@ def _act(run: Run) -> None:
             window = run.window(event, lambda event=event: EVENTS[event](run), seconds)  # type: ignore[misc]
             seconds = seconds or window.end - window.begin
         run.window(seconds=seconds)
+    pss = []
+    for turn in range(run.options.hups):
+        run.say(f"memory, HUP {turn + 1} of {run.options.hups}")
+        _renew(run)
+        pss.append(sum(memory(pid).get("Pss", 0) for pid in tree(run.master.pid())))
+    run.details["pss bytes"] = pss
 
 
 def _judge(run: Run) -> list[Figure]:
@@ -38,6 +48,10 @@ def _judge(run: Run) -> list[Figure]:
         p99, slowest = (run.bound("p99"), run.bound("slowest")) if event == "HUP" else (None, None)
         figures.append(run.compare(f"p99, {event} ÷ without", event, 0.99, p99))
         figures.append(run.compare(f"slowest, {event} ÷ without", event, 1, slowest))
+    if pss := run.details["pss bytes"]:
+        few = len(pss) // 4 or 1
+        grown = median(pss[-few:]) / median(pss[:few])
+        figures.append(Figure(f"PSS of all processes in {len(pss)} HUPs, end ÷ beginning", grown, "×", run.bound("pss")))
     return figures
 
 
@@ -47,10 +61,14 @@ def _chosen(run: Run) -> list[str]:
 
 
 def _hup(run: Run) -> None:
+    _renew(run)
+    run.rest()
+
+
+def _renew(run: Run) -> None:
     before = run.master.workers()
     os.kill(run.master.pid(), signal.SIGHUP)
     replaced(run.master, before)
-    run.rest()
 
 
 def _broken(run: Run) -> None:
@@ -79,8 +97,9 @@ def _usr2(run: Run) -> None:
 
 
 EVENTS = {"HUP": _hup, "broken HUP": _broken, "USR2": _usr2}
-OPTIONS = {
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "events": {"default": ",".join(EVENTS), "help": "which, with commas in between"},
+    "hups": {"type": int, "default": 0, "help": "how many more HUPs at the end, to see whether memory grows"},
     "repository": {"default": "models", "help": "the model repository, where a broken model is put and taken away"},
 }
-Users = users(Workload("reload", _act, _judge, {"p99": 1.2, "slowest": 2.0}, OPTIONS))
+Users = users(Workload("reload", _act, _judge, {"p99": 1.2, "slowest": 2.0, "pss": 1.05}, OPTIONS))

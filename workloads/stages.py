@@ -28,6 +28,10 @@ RESULTS = Path("load-results")
 MODELS: Mapping[str, Callable[[Path], Path]] = {"resnet50": repository.resnet50, "embed": repository.embed}
 MOST = 6
 """To how many a scale-out goes."""
+_BOOT = 300.0
+"""Seconds in which a server must be ready, on a machine with fewer cores than workers."""
+_HUPS = 20
+"""In which memory is to stay flat."""
 _CAPACITY = (2, 3.0)
 """Connections and seconds of the closed loop that looks for it."""
 _PLAIN = "-k gthread --threads 16 --preload --graceful-timeout 35"
@@ -60,7 +64,8 @@ class Stage:
     def rate(self) -> float:
         """Requests per second: half of what one worker answers at most."""
         self.say("looking for the capacity of one worker")
-        with Server(self.models) as server:
+        with Server(self.models, ready=False) as server:
+            server.wait_ready(_BOOT)
             connections, seconds = _CAPACITY
             found = load.finish(load.start(server.port, self.request, connections, seconds)).rate
         self.say(f"{found:.1f} requests/s; half of that are sent")
@@ -80,7 +85,9 @@ class Stage:
 
     def reload(self) -> dict[str, Report]:
         """Two workers; of a plain gunicorn HUP alone."""
-        return self._ours("reload", "--repository", str(self.models), workers=2) | self._plain("reload", workers=2)
+        return self._ours("reload", "--repository", str(self.models), "--hups", str(_HUPS), workers=2) | self._plain(
+            "reload", workers=2
+        )
 
     def scale_out(self) -> dict[str, Report]:
         """One worker that becomes six."""
@@ -98,7 +105,8 @@ class Stage:
 
     def _ours(self, script: str, *options: str, seconds: float = 0, **settings: object) -> dict[str, Report]:
         rate = self.rate  # looked for before the server is there
-        with Server(self.models, **{"ready": True, **settings}) as server:  # type: ignore[arg-type]
+        with Server(self.models, ready=False, **settings) as server:
+            server.wait_ready(_BOOT)
             server.expect("")  # what its log says is what the tests look at
             management = f"http://127.0.0.1:{server.management_port}"
             found = self._locust(script, "", "-H", server.url, "--management", management, *options, rate=rate, seconds=seconds)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which an event that has not ended is a failure."""
 _PAUSE = 0.005
 
@@ -161,6 +161,11 @@ def ended(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all that came from it."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 def scale(master: Master, count: int) -> None:
