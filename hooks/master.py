@@ -67,7 +67,11 @@ def child_exit(_arbiter: Arbiter, worker: Any) -> None:
 
 def pre_exec(arbiter: Arbiter) -> None:
     """In the child that becomes a new master: leave it what it inherits, in the environment that it gets."""
-    master.bequeath(arbiter.cfg.env_orig)
+    environ = arbiter.cfg.env_orig
+    master.bequeath(environ, systemd=arbiter.systemd)
+    if arbiter.systemd:  # whose sockets are no longer where LISTEN_FDS would say
+        arbiter.systemd = False
+        environ.pop("LISTEN_FDS", None)
     signals.default()
 
 

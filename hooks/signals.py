@@ -111,12 +111,14 @@ class Handlers:
         self.master.successor.miss(signal.SIGTTOU)
 
     def term(self) -> None:
-        """Drain, then stop."""
+        """Drain, then stop; so shall a new master, if one is on its way."""
+        self.master.successor.end()
         if self.master.drain():
             self._stop()
 
     def quit(self) -> None:
         """Stop without waiting for requests."""
+        self.master.successor.end()
         self.master.stop()
         _last_signals(self.arbiter)
         self.arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
@@ -140,7 +142,7 @@ class Handlers:
 
     def _stop(self) -> NoReturn:
         self.master.stop()
-        _last_signals(self.arbiter)
+        _last_signals(self.arbiter, hurries=not self.master.beside)
         raise StopIteration
 
 
@@ -149,6 +151,8 @@ def install(arbiter: Arbiter, master: Master) -> None:
     handlers = Handlers(arbiter, master)
     for name in ("chld", "cld", "hup", "term", "int", "quit", "usr2", "ttin", "ttou"):
         setattr(arbiter, f"handle_{name}", _guarded(name, getattr(handlers, name), arbiter, master))
+    if master.predecessor and master.predecessor.systemd:
+        arbiter.systemd = True
     arbiter.num_workers = master.places
     arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own does not survive `python -m gunicorn`
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
@@ -184,10 +188,12 @@ def _rearm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _last_signals(arbiter: Arbiter) -> None:
-    """Stop the timer and make a second TERM a QUIT.
+def _last_signals(arbiter: Arbiter, *, hurries: bool = True) -> None:
+    """Stop the timer and make a second TERM a QUIT, unless it may be the first one, sent to a group and passed on by a master.
 
     gunicorn's stop takes one signal each tenth of a second, and hurries for INT and QUIT alone.
     """
     signal.setitimer(signal.ITIMER_REAL, 0)
+    if not hurries:
+        return
     signal.signal(signal.SIGTERM, lambda _number, frame: arbiter.signal(signal.SIGQUIT, frame))

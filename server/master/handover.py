@@ -20,8 +20,8 @@ from server.master.words import Words
 from server.settings import Settings
 
 INHERITED = "_WARMFORK_INHERITED"
-"""What the new master finds in its environment: descriptors of the management socket and of the pipe, and how many workers TTIN
-and TTOU have left the old one with, 0 if as many as were set."""
+"""What the new master finds in its environment: descriptors of the management socket and of the pipe, how many workers TTIN and
+TTOU have left the old one with (0: as many as were set), and whether systemd has bound the other sockets."""
 SILENCE = 4
 """Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
 
@@ -35,12 +35,13 @@ _log = logging.getLogger("gunicorn.error")
 class Predecessor:
     """In a new master: the one that started it."""
 
-    def __init__(self, management: int, pipe: int, scaled: int) -> None:
+    def __init__(self, management: int, pipe: int, scaled: int, systemd: int) -> None:
         """It is our parent as long as it lives."""
         self.pid = os.getppid()
         self.socket = socket.socket(fileno=management)
         self.pipe = pipe
         self.scaled = scaled
+        self.systemd = bool(systemd)
         for descriptor in (management, pipe):
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
         os.set_blocking(pipe, False)
@@ -76,6 +77,8 @@ class Successor:
         """Whether it serves."""
         self.missed: list[signal.Signals] = []
         """What was asked of the old master since this one began, which read its settings and the repository before."""
+        self.ending = False
+        """Whether it was told to end, since the server as a whole goes."""
         self.failed = ""
 
     def prepare(self) -> None:
@@ -83,17 +86,18 @@ class Successor:
         self.pipe, self.theirs = os.pipe()
         os.set_blocking(self.pipe, False)
 
-    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, scaled: int) -> None:
+    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, scaled: int, *, systemd: bool) -> None:
         """In the child, before it becomes the new master: leave it what is to be inherited."""
         for descriptor in (management.fileno(), self.theirs):
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - as above
-        environ[INHERITED] = f"{management.fileno()},{self.theirs},{scaled}"
+        environ[INHERITED] = f"{management.fileno()},{self.theirs},{scaled},{int(systemd)}"
 
     def began(self, pid: int) -> None:
         """It was forked as `pid`."""
         os.close(self.theirs)
         self.pid, self.warm, self.failed, self.buffer = pid, False, "", b""
         self.missed.clear()
+        self.ending = False
         self.deadline = time.monotonic() + self.patience
         self.words.reasons.clear()
         self._doing("starts")
@@ -119,6 +123,8 @@ class Successor:
         self.listen()
         os.close(self.pipe)
         self.pid, self.warm = 0, False
+        if self.ending:
+            return
         end = f"was killed by {how.name}" if isinstance(how, signal.Signals) else f"ended with status {how}"
         line = f"USR2 was refused: the new master {end}" + (f": {self.failed}" if self.failed else "")
         _log.error("%s", line)
@@ -136,8 +142,9 @@ class Successor:
             self._send(self.missed.pop(0))
 
     def end(self) -> None:
-        """End it: the server as a whole goes."""
-        if self.pid and not self.warm:
+        """End it: the server as a whole goes. Once is enough: a second time would hurry it."""
+        if self.pid and not self.ending:
+            self.ending = True
             self._send(signal.SIGTERM)
 
     def forget(self) -> None:

@@ -260,9 +260,10 @@ class Master:
         _log.error("USR2 was refused: %s", why)
         return False
 
-    def bequeath(self, environ: dict[str, str]) -> None:
+    def bequeath(self, environ: dict[str, str], *, systemd: bool) -> None:
         """In the child that becomes a new master: leave it, in `environ`, what it inherits."""
-        self.successor.bequeath(environ, self.keeper.socket, self.board.get("active") if self.scaled else 0)
+        scaled = self.board.get("active") if self.scaled else 0
+        self.successor.bequeath(environ, self.keeper.socket, scaled, systemd=systemd)
 
     def stay(self, how: signal.Signals | int | None) -> None:
         """The new master has ended before this one: this one serves on."""
@@ -275,7 +276,6 @@ class Master:
         if self.drain_ends or not self.settings.drain or not self.succession.serving or self.beside:
             self.stop()
             return True
-        self.successor.end()
         self.board.enter(Phase.DRAINING)
         self.drain_ends = time.monotonic() + self.settings.drain
         return False

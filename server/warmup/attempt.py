@@ -20,7 +20,7 @@ from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
 from server.models.shapes import Shape
 from server.models.source import shares_compiled, source
-from server.processes import lead_group, private_bytes
+from server.processes import lead_group, private_bytes, tasks
 from server.settings import Settings
 from server.warmup import proof
 from server.warmup.child import ThrowAwayChild
@@ -127,7 +127,7 @@ class Attempt:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
         before = private_bytes() if rung is Rung.LIVE else 0
         session.enter(self.settings.threads)
-        model = self.parts.model(session)
+        model, threads = self.parts.model(session), tasks()
         once(model, lambda where: say(Doing(where)))
         model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
         say(Doing(f"model {model.key}: a row alone against the row in a batch"))
@@ -135,7 +135,11 @@ class Attempt:
         if difference:
             _log.warning("model %s: not batched: %s", model.key, difference)
         say(Doing(f"model {model.key}: another thread"))
-        bound = proof.bound_to_thread(model) if self.settings.threads == 1 else ""
+        bound = ""
+        if self.settings.threads == 1:
+            begun = [name for task, name in tasks().items() if task not in threads]
+            # Threads that a run begins have the priority of the thread that it runs in, and keep it.
+            bound = f"model {model.key}: its runs begin threads: {begun}" if begun else proof.bound_to_thread(model)
         if bound:
             _log.warning("%s; it warms in the thread that serves alone", bound)
         say(Doing(f"model {model.key}: golden samples"))

@@ -36,11 +36,11 @@ def new(old: Successor) -> Iterator[Predecessor]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         environ: dict[str, str] = {}
         management, pipe = os.dup(sock.fileno()), os.dup(old.theirs)
-        old.bequeath(environ, sock, 3)
+        old.bequeath(environ, sock, 3, systemd=True)
         assert os.get_inheritable(sock.fileno())
         assert os.get_inheritable(old.theirs)
-        assert environ[INHERITED] == f"{sock.fileno()},{old.theirs},3"
-        environ[INHERITED] = f"{management},{pipe},3"
+        assert environ[INHERITED] == f"{sock.fileno()},{old.theirs},3,1"
+        environ[INHERITED] = f"{management},{pipe},3,1"
         found = Predecessor.find(environ)
         assert found
         assert INHERITED not in environ
@@ -56,7 +56,7 @@ def test_no_predecessor() -> None:
 
 def test_lines(old: Successor, new: Predecessor) -> None:
     """The new one's steps are put on the page; `warm` is the end of it; a word of a later version is no error."""
-    assert (3, False) == (new.scaled, new.gone)
+    assert (3, True, False) == (new.scaled, new.systemd, new.gone)
     old.began(os.getpid())
     new.say("doing", "one\nand two")
     old.listen()
@@ -91,6 +91,21 @@ def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptu
     assert [] == old.words.reasons
     old.ended(signal.SIGSEGV)
     assert ["USR2 was refused: the new master was killed by SIGSEGV"] == old.words.reasons
+
+
+def test_ended_with_the_server(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new master is told once that the server goes, also if it serves by now; its end is then no refusal."""
+    sent: list[signal.Signals] = []
+    monkeypatch.setattr(Successor, "_send", lambda _self, number: sent.append(number))
+    old.end()
+    old.began(12345)
+    new.say("warm")
+    old.listen()
+    old.end()
+    old.end()
+    old.ended(0)
+    assert [signal.SIGTERM] == sent
+    assert [] == old.words.reasons
 
 
 def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:
