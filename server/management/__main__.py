@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import socket
 import time
@@ -42,16 +43,27 @@ class Heir:
         self.pipe = pipe
         self.since = time.monotonic()
 
-    def tell(self) -> None:
-        """Look, and tell once the new server has been ready for a while: what fails at its first requests fails before that."""
+    def takes_over(self) -> bool:
+        """Whether the old one has been told, which is as soon as the new server has been ready for a while, or has ended.
+
+        What fails at its first requests fails before that, and no probe hears of it.
+        """
         now = time.monotonic()
         if not self.view.ready().ready:
             self.since = now
-        elif self.pipe >= 0 and now - self.since >= BAKED_SECONDS:
+        if self.pipe >= 0 and (now - self.since >= BAKED_SECONDS or _unread(self.pipe)):
             with suppress(OSError):  # it has ended
                 os.write(self.pipe, b"warm\n")
             os.close(self.pipe)
             self.pipe = -1
+        return self.pipe < 0
+
+
+def _unread(pipe: int) -> bool:
+    """Whether nobody is left to read from a pipe."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return bool(poll.poll(0))
 
 
 def main() -> None:
@@ -74,14 +86,8 @@ def main() -> None:
     board = Scoreboard(arguments.board)
     view = View(board, settings.ready_min, arguments.master, MemoryReader())
     listener = Listener(create(view), socket.socket(fileno=arguments.socket))
-    heir = Heir(view, arguments.tell) if arguments.tell is not None else None
-
-    def over() -> bool:
-        if heir:
-            heir.tell()
-        return board.phase is Phase.HANDED_OVER
-
-    listener.run(until=over)
+    begins = Heir(view, arguments.tell).takes_over if arguments.tell is not None else lambda: True
+    listener.run(begins, lambda: board.phase is Phase.HANDED_OVER)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Listener(TcpWSGIServer):
 
     def __init__(self, app: WSGIApplication, sock: socket.socket) -> None:
         """Listen at once: what connects from now on is answered as soon as `run` is called."""
-        self.leaving = False
+        self.takes = True
         for name in ("waitress", "waitress.queue"):
             # Whatever a client does is no line in our log.
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -91,12 +91,10 @@ class Listener(TcpWSGIServer):
         self._sockets: dict[int, Any] = {}  # waitress keeps them here, the listening one and its own pipe included
         super().__init__(app, self._sockets, _sock=sock, dispatcher=dispatcher, adj=limits, sockinfo=info, bind_socket=False)
 
-    def run(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Serve; while `until` holds, which is asked once a second at least, take no more connections; end when none is left."""
-        while True:
-            self.leaving = until()
-            if self.leaving and not self._channels:
-                return
+    def run(self, begins: Callable[[], bool] = lambda: True, ends: Callable[[], bool] = lambda: False) -> None:
+        """Serve from when `begins` holds until `ends` does, both asked once a second at least; end with the last client."""
+        while not (over := ends()) or self._channels:
+            self.takes = begins() and not over
             # Between turns alone: a descriptor closed within one could be given to a new connection, which would then get
             # the events of the old.
             self._end_connections()
@@ -104,7 +102,7 @@ class Listener(TcpWSGIServer):
 
     def readable(self) -> bool:
         """Whether to accept: also where there are many, since the oldest make room."""
-        return not self.leaving
+        return self.takes
 
     def handle_accept(self) -> None:
         """Accept all that has come, not one connection a turn: a turn looks at every connection there is."""

@@ -173,17 +173,27 @@ def test_told_when_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     heir = management.Heir(cast("Any", view), write)
     for now in (0.4, 0.5, 1.0, 1.4, 1.6, 2.3):
         clock.now = now
-        heir.tell()
+        assert not heir.takes_over()
     with pytest.raises(BlockingIOError):
         os.read(read, 100)
 
     for now in (2.4, 2.5, 4.0):
         clock.now = now
-        heir.tell()
+        assert heir.takes_over()
 
     assert os.read(read, 100) == b"warm\n"
     assert os.read(read, 100) == b""
     os.close(read)
+
+
+def test_nobody_is_told() -> None:
+    """Where the old master has ended, the new process answers at once, ready or not."""
+    view = SimpleNamespace(ready=lambda: SimpleNamespace(ready=False))
+    read, write = os.pipe()
+    heir = management.Heir(cast("Any", view), write)
+    assert not heir.takes_over()
+    os.close(read)
+    assert heir.takes_over()
 
 
 @pytest.mark.parametrize(
