@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 
 from bench import repository
 from bench.client import Connection, infer
@@ -31,7 +30,6 @@ JOIN = 2.0
 WIDTH, LAYERS = 4096, 8
 """Square matrix products of a model of 512 MiB."""
 FORKS, FORKS_SECONDS = 10, 30.0
-RELOADS, FLAT = 20, 1.05
 BUSY_SECONDS = 0.5
 CLIENTS = 10
 KILLED = ("was sent SIGKILL", "killed by SIGKILL")
@@ -69,16 +67,12 @@ def preprocess(inputs):
 
 def run(folder: Path, say: Say) -> Report:
     """Measure them all, one after another."""
-    resnet50 = repository.resnet50(folder)
-    request = infer("resnet50", repository.image(1))
     say("a standby takes the place of one more, and of one that was killed")
     promoted, restored = _promotions(repository.small(folder))
     say("one more without a standby, 512 MiB")
     joined, bare = _joins(folder / "large")
     say("a replacement that crashes each time")
     forks = _forks(folder / "crashing")
-    say(f"{RELOADS} reloads")
-    flat, megabytes = _reloads(resnet50, request)
     say("TERM under load")
     lost, status, answered = _stop(folder / "busy")
     return Report(
@@ -93,8 +87,6 @@ def run(folder: Path, say: Say) -> Report:
             ),
             Figure("TTIN to ready, no standby, 512 MiB", median(joined), "ms", control=median(bare)),
             Figure(f"forks in {FORKS_SECONDS:g} s, each of which crashes", forks, bound=FORKS),
-            Figure(f"memory of all processes after {RELOADS} reloads ÷ after one", flat, "×", bound=FLAT),
-            Figure("memory of all processes after one", megabytes, "MB"),
             Figure("requests without an answer where one could connect, TERM under load", lost, bound=0),
             Figure("exit status after it", status, bound=0),
             Figure("requests that were answered in it", answered, least=1),
@@ -171,20 +163,6 @@ def _forks(models: Path) -> int:
         forks = server.log.count("Booting worker") - before
         broken.unlink()
     return forks
-
-
-def _reloads(models: Path, request: bytes) -> tuple[float, float]:
-    def held(server: Server) -> int:
-        with Connection(server.port) as connection:
-            connection.exchange(request)
-        return sum(psutil.Process(pid).memory_full_info().pss for pid in server.processes())
-
-    with Server(models, workers=2) as server:
-        server.reload()
-        before = held(server)
-        for _ in range(RELOADS - 1):
-            server.reload()
-        return held(server) / before, before / 1e6
 
 
 def _stop(models: Path) -> tuple[int, int, int]:
