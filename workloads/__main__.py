@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ def main() -> int:
     names = given.names or list(NAMES)
     if unknown := sorted(set(names) - set(NAMES)):
         parser.error(f"no workload {unknown[0]!r}; there are {', '.join(NAMES)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end as well
     started = time.monotonic()
 
     def say(who: str, what: str) -> None:

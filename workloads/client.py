@@ -9,6 +9,8 @@ PATIENCE = 60.0
 """Seconds without a byte, after which a request has failed."""
 _END = b"\r\n\r\n"
 _PIECE = 1 << 16
+_TCP_CLOSE = 7
+"""The kernel's number for a connection that was reset; one that was only closed by the other side is another."""
 
 
 @dataclass(slots=True)
@@ -26,8 +28,8 @@ class Reopened:
 class Client:
     """One kept connection; like any pool it looks whether the server has closed it before it sends.
 
-    A request is sent again in one case only: on a connection that was used before and whose end was there as soon as the first
-    byte was sent. On the loopback interface nobody can have read it then. Whatever ends later had the request, and is a failure.
+    A request is sent again in one case only: on a connection that was used before, where its first bytes were answered with a reset
+    at once: nobody was there any more to read them. Whatever else ends had the request, and is a failure.
     """
 
     def __init__(self, host: str, port: int, reopened: Reopened) -> None:
@@ -75,12 +77,13 @@ class Client:
 
 
 def _begin(connection: socket.socket, request: bytes) -> int | None:
-    """Send what goes at once: how many bytes, or None if the server's end was there already."""
+    """Send what goes at once: how many bytes, or None if the server's end was gone, which the loopback interface says at once."""
     try:
         sent = connection.send(request)
     except (BrokenPipeError, ConnectionResetError):
         return None
-    return None if _ended(connection) else sent
+    state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return None if state == _TCP_CLOSE else sent
 
 
 def _ended(connection: socket.socket) -> bool:

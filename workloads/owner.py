@@ -19,8 +19,10 @@ _ANY = 0xFFFFFFFF
 _HEAD = struct.Struct("=IHHII")
 _QUESTION = struct.Struct("=BBBBI")
 _PLACE = struct.Struct("!HH4s12x4s12xIII")
-_INODE = 16 + 4 + _PLACE.size + 16
-"""Where the inode stands in the answer: after its head, the state, the place and four numbers."""
+_AT = _HEAD.size + 4
+"""Where the place stands in the answer: after its head and the state."""
+_INODE = _AT + _PLACE.size + 16
+"""And the inode: four numbers later."""
 
 
 def held(pid: int, port: int, clients: Iterable[int]) -> frozenset[int]:
@@ -45,5 +47,7 @@ def _inode(kernel: socket.socket, port: int, client: int) -> int:
     kernel.send(_HEAD.pack(_HEAD.size + len(question), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + question)
     answer = kernel.recv(4096)
     if _HEAD.unpack_from(answer)[1] != _SOCK_DIAG_BY_FAMILY:
+        return 0
+    if _PLACE.unpack_from(answer, _AT)[1] != client:  # of a connection that is no more it names the listener
         return 0
     return int(struct.unpack_from("=I", answer, _INODE)[0])
