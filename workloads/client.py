@@ -28,8 +28,8 @@ class Reopened:
 class Client:
     """One kept connection; like any pool it looks whether the server has closed it before it sends.
 
-    A request is sent again in one case only: on a connection that was used before, where its first bytes were answered with a reset
-    at once: nobody was there any more to read them. Whatever else ends had the request, and is a failure.
+    A request is sent again in one case only: on a connection that was used before, where its first bytes were answered with a
+    reset at once: nobody was there any more to read them. Whatever else ends had the request, and is a failure.
     """
 
     def __init__(self, host: str, port: int, reopened: Reopened) -> None:

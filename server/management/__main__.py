@@ -52,8 +52,11 @@ class Heir:
         if not self.view.ready().ready:
             self.since = now
         if self.pipe >= 0 and (now - self.since >= BAKED_SECONDS or _unread(self.pipe)):
-            with suppress(OSError):  # it has ended
-                os.write(self.pipe, b"warm\n")
+            with suppress(BrokenPipeError):  # it has ended
+                try:
+                    os.write(self.pipe, b"warm\n")
+                except BlockingIOError:  # it has not read for long
+                    return False
             os.close(self.pipe)
             self.pipe = -1
         return self.pipe < 0

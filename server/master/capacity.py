@@ -34,19 +34,16 @@ class Room:
             f"with WARMFORK_MEMORY_HEADROOM={settings.memory_headroom:g}"
         )
 
-    def first(self) -> int:
-        """How many active workers to start: as set, or fewer by default where memory says so.
+    def first(self, fewest: int = 0) -> int:
+        """How many active workers to start: as set, or fewer by default where memory says so, but not less than `fewest`.
 
         Raises `ResourceError` naming the bound if not even that fits, or if it was said how many and they do not.
         """
         settings, fitting = self.settings, self.fitting - self.settings.standby
         if fitting >= settings.workers:
             return settings.workers
-        fewest = (
-            settings.workers
-            if settings.workers_given
-            else max(settings.ready_min, (settings.ready_quorum or 1) - settings.standby)
-        )
+        least = max(fewest, settings.ready_min, (settings.ready_quorum or 1) - settings.standby)
+        fewest = settings.workers if settings.workers_given else min(least, settings.workers)
         if fitting < fewest:
             message = f"no memory for {fewest + settings.standby} workers: {self.sums}"
             raise ResourceError(message)

@@ -20,8 +20,8 @@ from server.master.words import Words
 from server.settings import Settings
 
 INHERITED = "_WARMFORK_INHERITED"
-"""What the new master finds in its environment: descriptors of the management socket and of the pipe, how many workers TTIN and
-TTOU have left the old one with (0: as many as were set), and whether systemd has bound the other sockets."""
+"""What the new master finds in its environment: descriptors of the management socket and of the pipe, how many workers
+take traffic, whether TTIN or TTOU has said so, and whether systemd has bound the other sockets."""
 SILENCE = 4
 """Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
 
@@ -35,12 +35,13 @@ _log = logging.getLogger("gunicorn.error")
 class Predecessor:
     """In a new master: the one that started it."""
 
-    def __init__(self, management: int, pipe: int, scaled: int, systemd: int) -> None:
+    def __init__(self, management: int, pipe: int, active: int, scaled: int, systemd: int) -> None:
         """It is our parent as long as it lives."""
         self.pid = os.getppid()
         self.socket = socket.socket(fileno=management)
         self.pipe = pipe
-        self.scaled = scaled
+        self.active = active
+        self.scaled = bool(scaled)
         self.systemd = bool(systemd)
         for descriptor in (management, pipe):
             os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
@@ -86,11 +87,11 @@ class Successor:
         self.pipe, self.theirs = os.pipe()
         os.set_blocking(self.pipe, False)
 
-    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, scaled: int, *, systemd: bool) -> None:
-        """In the child, before it becomes the new master: leave it what is to be inherited."""
+    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, *facts: int) -> None:
+        """In the child, before it becomes the new master: leave it what is to be inherited, in the order of `Predecessor`."""
         for descriptor in (management.fileno(), self.theirs):
             os.set_inheritable(descriptor, True)  # noqa: FBT003 - as above
-        environ[INHERITED] = f"{management.fileno()},{self.theirs},{scaled},{int(systemd)}"
+        environ[INHERITED] = ",".join(str(int(each)) for each in (management.fileno(), self.theirs, *facts))
 
     def began(self, pid: int) -> None:
         """It was forked as `pid`."""

@@ -47,7 +47,7 @@ class Master:
         """Make the page, and bind the management socket or inherit it; raises `ConfigurationError` where that fails."""
         self.predecessor = Predecessor.find(os.environ)
         if self.predecessor and self.predecessor.scaled:
-            settings = replace(settings, workers=min(self.predecessor.scaled, settings.max_workers), workers_given=True)
+            settings = replace(settings, workers=min(self.predecessor.active, settings.max_workers), workers_given=True)
         self.settings = settings
         self.board = Scoreboard.create(2 * (settings.max_workers + settings.standby))
         self.board.set("active", settings.workers)
@@ -108,8 +108,11 @@ class Master:
         while not build.step(0.1):
             self.mind()
         findings = [holding.finding for holding in build.generation.holdings]
-        root = self.predecessor.pid if self.predecessor and self.beside else None
-        self.board.set("active", Room(self.settings, findings, root).first())
+        if self.predecessor and self.beside:
+            active = Room(self.settings, findings, self.predecessor.pid).first(self.predecessor.active)
+        else:
+            active = Room(self.settings, findings).first()
+        self.board.set("active", active)
         self.succession.boot(build.generation)
 
     def fork(self, worker: Any) -> None:
@@ -262,8 +265,7 @@ class Master:
 
     def bequeath(self, environ: dict[str, str], *, systemd: bool) -> None:
         """In the child that becomes a new master: leave it, in `environ`, what it inherits."""
-        scaled = self.board.get("active") if self.scaled else 0
-        self.successor.bequeath(environ, self.keeper.socket, scaled, systemd=systemd)
+        self.successor.bequeath(environ, self.keeper.socket, self.board.get("active"), self.scaled, systemd)
 
     def stay(self, how: signal.Signals | int | None) -> None:
         """The new master has ended before this one: this one serves on."""

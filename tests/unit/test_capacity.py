@@ -64,6 +64,13 @@ def test_too_few(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, environ
         room(monkeypatch, limit, held, **environ).first()
 
 
+def test_as_many_as_another_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new master has no fewer workers than the one whose place it is to take, or does not start."""
+    assert 7 == room(monkeypatch, 1598).first(7)
+    with pytest.raises(ResourceError, match=r"^no memory for 8 workers: "):
+        room(monkeypatch, 1598).first(8)
+
+
 @pytest.mark.parametrize(("limit", "held", "count"), [(1800, 100, 8), (1798, 100, 1), (400, 100, 1)])
 def test_beside(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, count: int) -> None:
     """Beside a generation that serves another starts as a whole, or one worker at a time where memory says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -36,11 +37,11 @@ def new(old: Successor) -> Iterator[Predecessor]:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         environ: dict[str, str] = {}
         management, pipe = os.dup(sock.fileno()), os.dup(old.theirs)
-        old.bequeath(environ, sock, 3, systemd=True)
+        old.bequeath(environ, sock, 3, True, False)  # noqa: FBT003 - as `Predecessor` takes them
         assert os.get_inheritable(sock.fileno())
         assert os.get_inheritable(old.theirs)
-        assert environ[INHERITED] == f"{sock.fileno()},{old.theirs},3,1"
-        environ[INHERITED] = f"{management},{pipe},3,1"
+        assert environ[INHERITED] == f"{sock.fileno()},{old.theirs},3,1,0"
+        environ[INHERITED] = f"{management},{pipe},3,1,0"
         found = Predecessor.find(environ)
         assert found
         assert INHERITED not in environ
@@ -56,7 +57,7 @@ def test_no_predecessor() -> None:
 
 def test_lines(old: Successor, new: Predecessor) -> None:
     """The new one's steps are put on the page; `warm` is the end of it; a word of a later version is no error."""
-    assert (3, True, False) == (new.scaled, new.systemd, new.gone)
+    assert (3, True, False, False) == (new.active, new.scaled, new.systemd, new.gone)
     old.began(os.getpid())
     new.say("doing", "one\nand two")
     old.listen()
@@ -183,6 +184,23 @@ def test_told_when_ready(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert os.read(read, 100) == b"warm\n"
     assert os.read(read, 100) == b""
+    os.close(read)
+
+
+def test_told_later() -> None:
+    """An old master that has not read for long is told when it does."""
+    view = SimpleNamespace(ready=lambda: SimpleNamespace(ready=True))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"x")
+    heir = management.Heir(cast("Any", view), write)
+    heir.since -= management.BAKED_SECONDS
+    assert not heir.takes_over()
+    os.read(read, 1 << 20)
+    assert heir.takes_over()
+    assert os.read(read, 100) == b"warm\n"
     os.close(read)
 
 
