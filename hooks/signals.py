@@ -137,6 +137,7 @@ class Handlers:
             if os.getpid() != ours:  # or there would be two of us
                 _log.exception("The new master could not be started")
                 os._exit(EXEC_STATUS)
+            self.master.successor.abandon()
             raise
         self.master.successor.began(self.arbiter.reexec_pid)
 

@@ -202,6 +202,10 @@ class Scoreboard:
         """The state of one slot."""
         return unpack(int(self.slots["word"][index]))[0]
 
+    def states(self) -> npt.NDArray[np.uint64]:
+        """The states of all slots, as numbers."""
+        return self.slots["word"] >> np.uint64(56)
+
     def move(self, index: int, event: Event, deadline_ms: int = NEVER) -> State:
         """Move one slot by `event` and set the deadline of its new state; raise `IllegalMoveError` if there is no such move."""
         state = move(self.state(index), event)

@@ -87,6 +87,11 @@ class Successor:
         self.pipe, self.theirs = os.pipe()
         os.set_blocking(self.pipe, False)
 
+    def abandon(self) -> None:
+        """It could not be forked."""
+        os.close(self.pipe)
+        os.close(self.theirs)
+
     def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, *facts: int) -> None:
         """In the child, before it becomes the new master: leave it what is to be inherited, in the order of `Predecessor`."""
         for descriptor in (management.fileno(), self.theirs):

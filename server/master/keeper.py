@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from server.exits import ConfigurationError
 from server.master.handover import Predecessor
+from server.processes import hold_signals, release_signals
 from server.scoreboard import Scoreboard
 from server.states import Phase
 
@@ -44,7 +46,17 @@ class Keeper:
         if self.predecessor:
             descriptors.append(self.predecessor.pipe)
             tell = [f"--tell={self.predecessor.pipe}"]
-        self.process = subprocess.Popen(  # noqa: S603 - every word of it is ours
+        hold_signals()  # until it ignores them: whoever sends to the group does not mean a process that has just begun
+        try:
+            self.process = self._popen(descriptors, tell)
+        finally:
+            release_signals()
+        self.pidfd = os.pidfd_open(self.process.pid)
+        self.started = time.monotonic()
+
+    @staticmethod
+    def _popen(descriptors: Sequence[int], tell: Sequence[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - every word of it is ours
             [
                 sys.executable,
                 "-m",
@@ -58,8 +70,6 @@ class Keeper:
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
         )
-        self.pidfd = os.pidfd_open(self.process.pid)
-        self.started = time.monotonic()
 
     @property
     def pid(self) -> int:

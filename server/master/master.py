@@ -260,7 +260,10 @@ class Master:
             why = "the server is going away"
         else:
             return True
-        _log.error("USR2 was refused: %s", why)
+        line = f"USR2 was refused: {why}"
+        _log.error("%s", line)
+        self.words.reasons[:] = [line]
+        self.words.publish()
         return False
 
     def bequeath(self, environ: dict[str, str], *, systemd: bool) -> None:

@@ -131,6 +131,9 @@ class Succession:
         whole = 1 if self.one_by_one else self.wanted
         quorum = min(self.settings.ready_quorum or whole, whole)
         arrived = [int(self.board.slots["barrier"][slot]) for slot in here]
+        doing = f"generation {generation.number}: workers boot, {sum(arrived.count(each) for each in Point)} are proven"
+        if self.words.doing != doing:
+            self.words.say(doing)
         if self.board.get("rehearsing") < generation.number and sum(point >= Point.PROVEN for point in arrived) >= quorum:
             self.board.set("rehearsing", generation.number)
             slots.wake(generation.number)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from server.barrier import Point
 from server.master.slots import Slots, backoff
 from server.scoreboard import now_ms
@@ -32,7 +34,7 @@ class Turns:
     @property
     def booting(self) -> list[int]:
         """The slots of workers that boot, those that have waited longest first."""
-        found = [index for index in range(len(self.board.slots)) if self.board.state(index) in BOOTING]
+        found = np.flatnonzero(np.isin(self.board.states(), BOOTING)).tolist()
         return sorted(found, key=lambda index: int(self.board.slots["forked_ns"][index]))
 
     @property
@@ -43,7 +45,7 @@ class Turns:
     def give(self) -> None:
         """Give all turns that are due. Each generation has its own: who replaces a worker does not wait for a reload."""
         slots, booting, now = self.board.slots, self.booting, now_ms()
-        if not self.beside() and not any(self.board.state(index) is State.ACTIVE for index in range(len(slots))):
+        if not self.beside() and not (self.board.states() == State.ACTIVE).any():
             for index in booting:
                 self._give(index, ALONE)
             return

@@ -34,7 +34,7 @@ class Words:
         """Put the step at hand on the page; empty when there is none."""
         self.doing = doing
         self.publish()
-        if self.relay:
+        if self.relay and doing:
             self.relay(doing)
 
     def begin(self) -> None:

@@ -229,6 +229,8 @@ def test_may_not(fields: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPat
     master.successor = SimpleNamespace(pid=fields.get("successor", 0))
     master.predecessor = SimpleNamespace(pid=fields["predecessor"], gone=False) if "predecessor" in fields else None
     master.drain_ends = fields.get("drain_ends", 0.0)
+    master.words = Words(Scoreboard.create(1))
     monkeypatch.setattr("os.getpid", lambda: fields.get("pid", 2))
     assert not master.may_hand_over()
     assert re.search(f"^USR2 was refused: {why}", caplog.messages[-1])
+    assert master.words.reasons == caplog.messages[-1:]
