@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGKILL, SIGTERM, SIGUSR2
+from signal import SIGKILL
 
 import psutil
 import pytest
 
 from tests.models import identity, put
-from tests.phases import Gated, server_in
+from tests.phases import Gated
 from tests.server import Server
 
 QUICK = 10.0
@@ -76,23 +76,6 @@ def test_many_slots_with_few_descriptors(tmp_path: Path) -> None:
         server.wait_ready()
         assert psutil.Process(server.process.pid).num_fds() < 64
         assert server.infer("m", PLAIN)[0] == 200
-
-
-def test_usr2_is_refused(tmp_path: Path) -> None:
-    """Where there is no hand-over to a new master, USR2 starts none: one line says so, and the server serves on."""
-    with server_in("serving", tmp_path) as scene:
-        server = scene.server
-        server.expect("USR2 refused")
-        before = sorted(server.processes())
-        server.send(SIGUSR2)
-        server.wait_log("USR2 refused")
-        assert scene.ask() == 200
-        server.wait_ready()
-        assert sorted(server.processes()) == before
-        server.send(SIGTERM)
-        server.clean(0)
-        assert server.log.count("USR2") == 1
-        assert server.log.count("Listening at") == 1
 
 
 def test_max_requests(tmp_path: Path) -> None:
