@@ -22,8 +22,6 @@ WINDOW = 3
 """Runs that are compared with the runs before them."""
 SETTLED = 0.9
 """Settled: the best of a window is no better than this share of the best before it."""
-AS_FAST = 1.25
-"""What a run may take that is as fast as one of a warm worker."""
 MOST_RUNS = 50
 MOST_SECONDS = 5.0
 LONGEST_TEXT = 400
@@ -53,16 +51,13 @@ def warm(
 ) -> Iterator[Warmed]:
     """Run each shape of `model` the whole way until it has settled, for up to `seconds`, looking at every answer.
 
-    `known`: in milliseconds by shape, how long each takes another worker that serves the same; one run that is nearly as fast
-    is then enough. Raises `ModelError` naming model, shape and check if the model raises or answers wrongly.
+    `known`: in milliseconds by shape, how long each takes another worker that serves the same; one run is then enough, since
+    the rehearsal goes on until it is as fast. Raises `ModelError` naming model, shape and check if the model raises or answers
+    wrongly.
     """
     for place, (shape, where) in enumerate(_said(model, say)):
-        fast = known[place] if known else 0.0
-        times = _settle(_prepared(model, shape, where), seconds, pace, fast * AS_FAST)
-        last = sorted(times[-WINDOW:])
-        # One run is not to decide which batch size is the fastest.
-        steady = fast if times[-1] <= fast * AS_FAST else last[len(last) // 2]
-        yield Warmed(shape, times[0], steady, len(times))
+        times = _settle(_prepared(model, shape, where), seconds, pace, once=bool(known))
+        yield Warmed(shape, times[0], known[place] if known else sorted(times[-WINDOW:])[WINDOW // 2], len(times))
 
 
 def check(model: Model, shape: Shape, outputs: Tensors, where: str) -> None:
@@ -149,8 +144,8 @@ def _blamed(where: str) -> Iterator[None]:
         raise ModelError(message) from error
 
 
-def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: float) -> list[float]:
-    """Times in milliseconds of runs until one takes `enough_ms` or they get no faster: two windows unless time runs out."""
+def _settle(run: Callable[[], None], seconds: float, pace: Pace, *, once: bool) -> list[float]:
+    """Times in milliseconds of runs until they get no faster, at least two windows unless time runs out; or of one run."""
 
     def timed() -> float:
         before, start = pace.waited(), time.perf_counter()
@@ -163,6 +158,6 @@ def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: floa
     while len(times) < MOST_RUNS:
         times.append(pace.aside(timed))
         settled = len(times) >= 2 * WINDOW and min(times[-WINDOW:]) >= SETTLED * min(times[:-WINDOW])
-        if settled or times[-1] <= enough_ms or (time.monotonic() > end and len(times) > WINDOW):
+        if once or settled or (time.monotonic() > end and len(times) > WINDOW):
             break
     return times

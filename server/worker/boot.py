@@ -151,6 +151,8 @@ class Boot:
         """Take traffic from now on; alive as long as the deadline is put off."""
         self.enter(Event.OPEN, deadline_ms)
         self.title()
+        seconds = time.monotonic() - int(self.board.slots["forked_ns"][self.slot]) / 1e9
+        _log.info("Worker %d (pid: %d) takes traffic, %.3f s after its fork", self.slot, os.getpid(), seconds)
 
     @property
     def role(self) -> Role:

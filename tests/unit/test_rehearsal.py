@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -82,6 +83,23 @@ def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsal.rehearse(model(p95_ms=1e-9), exchange, lambda _: None, known=[1, 1, rehearsal.JSON_MS])
 
     assert [(1, False), (1, True), (2, False), (2, True), (4, True)] == sent
+
+
+@pytest.mark.parametrize(("slow", "rounds"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_joining_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, rounds: int) -> None:
+    """Who joins goes on while it is slower than the others, for a few rounds."""
+    clock = SimpleNamespace(now=0.0, rounds=0)
+    monkeypatch.setattr(rehearsal, "JOINING_SECONDS", 0.0)
+    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+
+    def exchange(_content: bytes) -> bytes:
+        clock.rounds += 1
+        clock.now += 0.1 if clock.rounds <= slow else 0.02
+        return OK
+
+    rehearsal.rehearse(model(batch_sizes=[1]), exchange, lambda _: None, known=[20.0])
+
+    assert rounds == clock.rounds
 
 
 def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:

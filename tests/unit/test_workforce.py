@@ -151,6 +151,11 @@ class Server:
         for _ in range(12):
             self.turn()
 
+    def close(self) -> None:
+        """Close what the barrier has open."""
+        for slot in list(self.workforce.slots.barrier.bells):
+            self.workforce.slots.barrier.drop(slot)
+
     def signalled(self) -> list[int]:
         """The ages of those who were told to leave."""
         return [worker.age for worker in self.workers if worker.signals]
@@ -449,5 +454,4 @@ def test_target_is_always_met(steps: list[str], data: st.DataObject, standby: in
         assert server.succession.serving
         assert {server.succession.serving} == {each.generation for each in server.workforce.assignments.values()}
         assert [server.succession.serving.number] == list(server.succession.words.generations)
-        for slot in list(server.workforce.slots.barrier.bells):
-            server.workforce.slots.barrier.drop(slot)
+        server.close()
