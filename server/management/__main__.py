@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import signal
 import socket
-import time
-from contextlib import suppress
 
 import setproctitle
 
 import server.environment  # noqa: F401  # before anything that imports numpy
 from server.exits import ConfigurationError, leave
 from server.management.app import create
+from server.management.heir import Heir
 from server.management.listener import Listener
 from server.management.memory import MemoryReader
 from server.management.view import View
@@ -28,45 +26,8 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import Phase
 
-BAKED_SECONDS = 1.0
-"""How long a new server must have been ready before the old one is told."""
 # Ctrl-C and systemd send to the whole group; what has to be said about the end is said until the end.
 IGNORED = (*HELD, signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH, signal.SIGPIPE)
-
-
-class Heir:
-    """A new master's process tells the old master when that may go."""
-
-    def __init__(self, view: View, pipe: int) -> None:
-        """Tell it through `pipe`."""
-        self.view = view
-        self.pipe = pipe
-        self.since = time.monotonic()
-
-    def takes_over(self) -> bool:
-        """Whether the old one has been told, which is as soon as the new server has been ready for a while, or has ended.
-
-        What fails at its first requests fails before that, and no probe hears of it.
-        """
-        now = time.monotonic()
-        if not self.view.ready().ready:
-            self.since = now
-        if self.pipe >= 0 and (now - self.since >= BAKED_SECONDS or _unread(self.pipe)):
-            with suppress(BrokenPipeError):  # it has ended
-                try:
-                    os.write(self.pipe, b"warm\n")
-                except BlockingIOError:  # it has not read for long
-                    return False
-            os.close(self.pipe)
-            self.pipe = -1
-        return self.pipe < 0
-
-
-def _unread(pipe: int) -> bool:
-    """Whether nobody is left to read from a pipe."""
-    poll = select.poll()
-    poll.register(pipe, 0)
-    return bool(poll.poll(0))
 
 
 def main() -> None:

@@ -24,8 +24,6 @@ INHERITED = "_WARMFORK_INHERITED"
 take traffic, whether TTIN or TTOU has said so, and whether systemd has bound the other sockets."""
 SILENCE = 4
 """Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
-
-SILENT = "silent"
 GRACE_SECONDS = 10.0
 """What such a one has to end in, besides the longest request."""
 
@@ -74,6 +72,10 @@ class Successor:
         self.words = words
         self.pid = 0
         self.pipe = self.theirs = -1
+        self.buffer = b""
+        self.deadline = 0.0
+        self.silent = False
+        """Whether it was told to end, since it said nothing for too long."""
         self.warm = False
         """Whether it serves."""
         self.missed: list[signal.Signals] = []
@@ -101,9 +103,9 @@ class Successor:
     def began(self, pid: int) -> None:
         """It was forked as `pid`."""
         os.close(self.theirs)
-        self.pid, self.warm, self.failed, self.buffer = pid, False, "", b""
+        self.pid, self.failed, self.buffer = pid, "", b""
+        self.warm = self.silent = self.ending = False
         self.missed.clear()
-        self.ending = False
         self.deadline = time.monotonic() + self.patience
         self.words.reasons.clear()
         self._doing("starts")
@@ -119,10 +121,10 @@ class Successor:
                 for line in lines:
                     self._hear(*line.decode(errors="replace").partition(" ")[::2])
         if not self.warm and time.monotonic() > self.deadline:
-            number = signal.SIGKILL if self.failed.startswith(SILENT) else signal.SIGTERM  # it may serve, and not say so
-            self.failed = f"{SILENT} for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
+            self.failed = f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
+            self._send(signal.SIGKILL if self.silent else signal.SIGTERM)  # it may serve, and not say so
+            self.silent = True
             self.deadline = time.monotonic() + self.grace
-            self._send(number)
 
     def ended(self, how: signal.Signals | int | None) -> None:
         """It has ended: the old master stays."""

@@ -60,8 +60,7 @@ class Master:
         self.scaled = bool(self.predecessor and self.predecessor.scaled)
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
-        self.succession = Succession(settings, self.workforce, self.words, self.mind)
-        self.succession.beside = self.beside
+        self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.beside)
         self.turns = Turns(self.workforce.slots, lambda: self.beside)
         self.kills = 0
         self.drain_ends = 0.0

@@ -27,8 +27,15 @@ _log = logging.getLogger("gunicorn.error")
 class Succession:
     """The generations of one master."""
 
-    def __init__(self, settings: Settings, workforce: Workforce, words: Words, mind: Callable[[], None]) -> None:
-        """Begin with none. `mind` does what must not wait for a load to end."""
+    def __init__(
+        self,
+        settings: Settings,
+        workforce: Workforce,
+        words: Words,
+        mind: Callable[[], None],
+        beside: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin with none. `mind` does what must not wait for a load to end; `beside` says whether another master serves."""
         self.settings = settings
         self.board: Scoreboard = workforce.board
         self.workforce = workforce
@@ -39,8 +46,7 @@ class Succession:
         self.build: Build | None = None
         self.built: Generation | None = None
         """Complete, but waiting for the workers of a generation before the one that serves to leave: slots are for two."""
-        self.beside = False
-        """Whether another master serves while the first generation is built."""
+        self.beside = beside
         self.begun = 0
         """Generations begun so far; a number is never used twice, also if its generation was refused."""
         self.one_by_one = False
@@ -79,7 +85,7 @@ class Succession:
         self.begun += 1
         self.words.begin()
         self.board.set("building", self.begun)
-        polite = self.beside or self.begun > 1
+        polite = self.begun > 1 or self.beside()
         self.build = Build(self.begun, self.settings, self.words, self._say, self.mind, polite=polite)
         return self.build
 
@@ -169,10 +175,11 @@ class Succession:
 
     def take_back(self, error: ExitError) -> None:
         """A generation that takes over worker by worker has lost one in its boot: what served before takes over again."""
-        failed, self.serving, self.replaced = self.serving, self.replaced, None
-        if not failed or not self.serving:
+        failed, old = self.serving, self.replaced
+        if not failed or not old:
             return
-        self.board.set("generation", self.serving.number)
+        self.serving, self.replaced = old, None
+        self.board.set("generation", old.number)
         self.workforce.abort(failed)
         self._complain(failed.number, error)
         self.words.say("")

@@ -53,6 +53,8 @@ class Boot:
         self.entered = time.monotonic()
         self.models: list[Model] = []
         self.pace: Pace = FULL_SPEED
+        self.known: dict[str, list[float]] = {}
+        """By model, how long each shape takes those that serve the same already; see `_known`."""
 
     def begin(self, backoff: float) -> None:
         """Take the slot, set the boot deadline, wait out the back-off, wait for the turn."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from server.management import __main__ as management
+from server.management import heir as management
 from server.master import handover
 from server.master.handover import INHERITED, Predecessor, Successor
 from server.master.master import Master

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,15 +199,21 @@ def test_threads_get_another_answer() -> None:
         proof.prove(model(lambda inputs: {"y": inputs["x"] + next(turn)}, batched=False), 3, silent)
 
 
-def test_threads_raise() -> None:
-    """A model that raises once threads enter it is refused by its name."""
+def only_here(message: str) -> Callable[[Tensors], dict[str, Array]]:
+    """A model's run that raises `message` in any other thread than this one."""
     main = threading.current_thread()
 
     def run(inputs: Tensors) -> dict[str, Array]:
         if threading.current_thread() is not main:
-            message = "not thread-safe"
             raise RuntimeError(message)
         return echo(inputs)
+
+    return run
+
+
+def test_threads_raise() -> None:
+    """A model that raises once threads enter it is refused by its name."""
+    run = only_here("not thread-safe")
 
     with pytest.raises(ModelError, match=r"^model m/1: 2 threads at once.* RuntimeError: not thread-safe$"):
         proof.prove(model(run, batched=False), 2, silent)
@@ -214,13 +221,7 @@ def test_threads_raise() -> None:
 
 def test_bound_to_thread() -> None:
     """A model that another thread may not run is found out, with what it raises; one that does not care is not."""
-    main = threading.current_thread()
-
-    def run(inputs: Tensors) -> dict[str, Array]:
-        if threading.current_thread() is not main:
-            message = "made in another thread"
-            raise RuntimeError(message)
-        return echo(inputs)
+    run = only_here("made in another thread")
 
     assert not proof.bound_to_thread(model())
     assert proof.bound_to_thread(model(run)) == "model m/1: in another thread: raised RuntimeError: made in another thread"
