@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,13 +75,18 @@ class Gated:
         """Write the model into the repository `root`, all gates open."""
         self.folder = root / ".gates"
         self.folder.mkdir(exist_ok=True)
-        put(root, name, identity(), "batch_sizes = [1, 2]\n", _GATED.format(folder=str(self.folder)))
+        folder = put(root, name, identity(), "batch_sizes = [1, 2]\n", _GATED.format(folder=str(self.folder)))
+        self.python = folder / "1" / "model.py"
 
     def close(self, place: str, code: str = "pause(gate)") -> None:
         """From now on, whoever comes to `place` runs `code`; as it stands, that waits until the gate opens."""
         new = self.folder / f"{place}.new"
         new.write_text(code, encoding="utf-8")
         new.rename(self.folder / place)
+
+    def renew(self) -> None:
+        """Write its Python anew, so that the next reload builds it and does not keep it."""
+        os.utime(self.python)
 
     def open(self, place: str) -> None:
         """Let everybody through."""

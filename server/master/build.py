@@ -1,4 +1,4 @@
-"""Make a generation: trial, load, survival.
+"""Make a generation: trial, load, survival of what has changed on disk; the rest is kept.
 
 Each step that may hang or crash happens in a child first. None but the load, which the trial has timed, blocks the master.
 """
@@ -10,8 +10,9 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 from server.engines.catalogue import engine_for
@@ -55,10 +56,10 @@ class Build:
         *,
         polite: bool,
     ) -> None:
-        """Start the trial.
+        """Start the trial of what is not the same in the generation that serves.
 
-        `words` knows a model's place in a slot and the shapes met cold, `say` hears the phase and the step, `mind` is called
-        again and again during a load. `polite`: somebody serves beside it.
+        `words` knows that, a model's place in a slot and the shapes met cold, `say` hears the phase and the step, `mind` is
+        called again and again during a load. `polite`: somebody serves beside it.
         Raises `ConfigurationError` if the repository is wrong.
         """
         self.settings = settings
@@ -73,33 +74,44 @@ class Build:
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
-        say(Phase.TRYING, "trial")
         self.polite = polite
         """Whether the child at hand runs behind those that serve."""
-        self._start(self._trial)
+        self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
+        self.changed = [files for files in self.files if files.key not in self.held]
+        self.child: ThrowAwayChild | None = None
         self.loaded = False
+        if self.held:
+            _log.info("Generation %d: unchanged, and kept: %s", number, ", ".join(self.held))
+        if self.changed:
+            say(Phase.TRYING, "trial")
+            self._start(self._trial)
 
     def step(self, timeout: float) -> bool:
         """Go on for up to `timeout` seconds, the load itself aside. True when the generation is complete; raises `ExitError`."""
-        if not self.child.step(timeout):
-            if self.polite and time.monotonic() > self.hurries:
-                self._hurry()
-            return False
-        findings = self.child.verdict()
-        if self.loaded:
-            return True
-        gc.unfreeze()  # what was frozen before may be of a generation that has gone since
-        for files, finding in zip(self.files, findings, strict=True):
-            self.generation.holdings.append(self._load(files, finding))
-        settle_heap()
-        self.loaded = True
-        self.say(Phase.FORKING, "trial of the fork")
-        self._start(lambda: survival(self.generation.holdings, self.settings, polite=self.polite))
-        return False
+        if self.child:
+            if not self.child.step(timeout):
+                if self.polite and time.monotonic() > self.hurries:
+                    self._hurry(self.child)
+                return False
+            findings = self.child.verdict()
+            if not self.loaded:
+                self._load_all(findings)
+                return False
+        self.generation.holdings[:] = [self.held[files.key] for files in self.files]
+        return True
 
     def close(self) -> None:
         """End the child at hand, if any."""
-        self.child.close()
+        if self.child:
+            self.child.close()
+
+    def _kept(self, serving: Generation) -> Iterator[Holding]:
+        """What is the same on disk as when it was loaded, and has met no shape since that is to be warmed as well."""
+        stamps = self.stamps
+        for holding in serving.holdings:
+            key = holding.files.key
+            if holding.stamp == stamps.get(key) and holding.met == self.remembered.get(key, ()):
+                yield replace(holding, index=self.words.index(key), kept_from=serving.number)
 
     def _start(self, child: Callable[[], ThrowAwayChild]) -> None:
         self.again = child
@@ -107,18 +119,26 @@ class Build:
         self.hurries = time.monotonic() + POLITE * self.settings.boot_timeout
 
     def _trial(self) -> ThrowAwayChild:
-        child = trial(self.files, self.settings, self.remembered, polite=self.polite)
+        child = trial(self.changed, self.settings, self.remembered, polite=self.polite)
         child.relay = lambda message: self.say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
         return child
 
-    def _hurry(self) -> None:
+    def _hurry(self, child: ThrowAwayChild) -> None:
         """A child that stands back can't be told to hurry: another begins anew, at full speed."""
-        _log.info(
-            "%s: not done behind those that serve in %g s, begins anew", self.child.name, POLITE * self.settings.boot_timeout
-        )
-        self.child.close()
+        _log.info("%s: not done behind those that serve in %g s, begins anew", child.name, POLITE * self.settings.boot_timeout)
+        child.close()
         self.polite = False
         self._start(self.again)
+
+    def _load_all(self, findings: Sequence[Finding]) -> None:
+        """Load what has changed, and start a child that shows whether it survives a fork."""
+        gc.unfreeze()  # what was frozen before may be of a generation that has gone since
+        loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
+        settle_heap()
+        self.held |= {holding.files.key: holding for holding in loaded}
+        self.loaded = True
+        self.say(Phase.FORKING, "trial of the fork")
+        self._start(lambda: survival(loaded, self.settings, polite=self.polite))
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
         where = f"model {files.key}: loading in the master"
@@ -136,7 +156,9 @@ class Build:
                     session=session,
                     finding=finding,
                     index=self.words.index(files.key),
+                    stamp=self.stamps[files.key],
                     remembered=tuple(tuple(shape) for shape in finding.remembered),
+                    met=self.remembered.get(files.key, ()),
                 )
                 if session and shares_compiled(source(files, python), self.settings.threads):
                     once(holding.open(1), lambda step: self.say(Phase.LOADING, f"{step}, finding it compiled"))

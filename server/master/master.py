@@ -298,7 +298,7 @@ class Master:
 
     def watch(self, pids: Iterable[int]) -> dict[int, signal.Signals | int]:
         """How the workers that have just ended did so; a trial that has ended remembers it by itself."""
-        if self.succession.build:
+        if self.succession.build and self.succession.build.child:
             self.succession.build.child.look()
         return watch(pids)
 
@@ -313,7 +313,7 @@ class Master:
         self.successor.forget()
         if self.predecessor:
             os.close(self.predecessor.pipe)
-        if self.succession.build:
+        if self.succession.build and self.succession.build.child:
             self.succession.build.child.forget()
         self.succession.build = self.succession.built = self.succession.serving = self.succession.coming = None
         self.words.generations.clear()

@@ -55,6 +55,8 @@ class Succession:
         """What served before such a one: it takes over again if that fails on its way."""
         self.again = False
         """A reload was asked for while one was under way."""
+        self.forgotten = False
+        """Whether a generation has been let go of, whose models may still hold themselves in a circle."""
 
     @property
     def busy(self) -> bool:
@@ -115,6 +117,10 @@ class Succession:
 
     def tick(self) -> None:
         """Go on with whatever is under way."""
+        if self.forgotten:
+            self.forgotten = False
+            gc.unfreeze()
+            settle_heap()
         if self.build:
             with self._refusing():
                 if self.build.step(0):
@@ -217,8 +223,7 @@ class Succession:
         if generation and generation not in (self.serving, self.coming) and not self.workforce.of(generation):
             self.words.generations.pop(generation.number, None)
             self.words.publish()
-            gc.unfreeze()  # what a model brought may hold itself in a circle
-            settle_heap()
+            self.forgotten = True  # whoever calls this holds it still
 
     def _settle(self) -> None:
         self.board.set("building", 0)

@@ -73,6 +73,11 @@ class Words:
             self.board.header["names"][0][known] = key.encode()
         return known
 
+    @property
+    def serving(self) -> Generation | None:
+        """The generation that serves, if one does."""
+        return self.generations.get(self.board.get("generation"))
+
     def _free(self, key: str) -> int:
         names = self.board.header["names"][0]
         unused = np.flatnonzero(names == b"")

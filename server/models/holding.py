@@ -10,7 +10,7 @@ from server.features.text import Text
 from server.models.finding import Finding
 from server.models.model import Model
 from server.models.operator import OperatorPython
-from server.models.repository import ModelFiles
+from server.models.repository import ModelFiles, Stamp
 from server.models.shapes import Shape
 from server.models.source import source
 
@@ -27,7 +27,13 @@ class Holding:
     finding: Finding
     index: int
     """Where its counters stand in a slot of the scoreboard."""
+    stamp: Stamp = ()
+    """Of the files that it was loaded from."""
     remembered: tuple[Shape, ...] = ()
+    met: tuple[Shape, ...] = ()
+    """Shapes met cold before it was loaded, of which those remembered ran well."""
+    kept_from: int = 0
+    """The generation that serves the same already, whose workers know how long each shape takes; 0 where it was loaded anew."""
 
     def open(self, threads: int) -> Model:
         """The model as a process serves it: around the master's session, or one of its own with `threads` threads."""

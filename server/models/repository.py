@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from server.scoreboard import MAX_MODELS
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[1-9]\d{0,8}")
 _NOT_MODELS = frozenset({"lost+found"})  # the root of a mounted disk has it
+
+MOST_FILES = 10_000
+"""Below the folder of a version: a link may lead anywhere."""
 
 Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -55,9 +59,12 @@ class ModelFiles:
         return [self.folder.parent / name for name in self.toml.golden]
 
     def stamp(self) -> Stamp:
-        """Inode, size and time of every file of this version, so that two loads can be known to have read the same."""
+        """Inode, size and time of every file of this version, so that two loads can be known to have read the same.
+
+        Raises `ConfigurationError` for more than `MOST_FILES`.
+        """
         toml = self.folder.parent / "model.toml"
-        files = [*self.folder.rglob("*"), *self.golden, *([toml] if toml.exists() else [])]
+        files = [*_below(self.folder), *self.golden, *([toml] if toml.exists() else [])]
         return tuple(sorted(_stamp(path) for path in files if path.is_file() and path.suffix != ".pyc"))
 
     def check(self) -> None:
@@ -112,6 +119,23 @@ def _versions(folder: Path) -> Iterator[ModelFiles]:
             message = f"{folder / 'model.toml'}: versions names {version}, on disk are {', '.join(map(str, sorted(present)))}"
             raise ConfigurationError(message)
         yield ModelFiles(folder.name, version, present[version], toml)
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder, those behind links as well; a circle of links is gone round once."""
+    found: list[Path] = []
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found += (Path(place, name) for name in names)
+        if len(found) > MOST_FILES:
+            message = f"{folder}: holds {len(found)} files or more, links followed; may hold {MOST_FILES}"
+            raise ConfigurationError(message)
+    return found
 
 
 def _stamp(path: Path) -> tuple[str, int, int, int]:

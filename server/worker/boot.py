@@ -23,6 +23,7 @@ from setproctitle import setproctitle
 from server.barrier import Barrier, Point
 from server.exits import ExitError, ModelError, ResourceError
 from server.models.generation import Generation
+from server.models.holding import Holding
 from server.models.model import Model
 from server.processes import expendable, share_heap, trim_heap
 from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
@@ -54,7 +55,7 @@ class Boot:
         self.models: list[Model] = []
         self.pace: Pace = FULL_SPEED
         self.known: dict[str, list[float]] = {}
-        """By model, how long each shape takes those that serve the same already; see `_known`."""
+        """By model, how long each shape takes others that are proven with the same; see `_known`."""
 
     def begin(self, backoff: float) -> None:
         """Take the slot, set the boot deadline, wait out the back-off, wait for the turn."""
@@ -98,7 +99,8 @@ class Boot:
             self.enter(Event.WARM)
             shapes = sum(len(model.shapes()) for model in self.models)
             seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
-            self.known = {model.key: self._known(model) for model in self.models}
+            pairs = zip(self.generation.holdings, self.models, strict=True)
+            self.known = {model.key: self._known(holding, len(model.shapes())) for holding, model in pairs}
             for model in self.models:
                 rows = self.board.slots["models"][self.slot][model.index]["shapes"]
                 for place, warmed in enumerate(warm(model, self.say, seconds, self.pace, self.known[model.key])):
@@ -124,13 +126,16 @@ class Boot:
             gc.collect()
             trim_heap()
 
-    def _known(self, model: Model) -> list[float]:
-        """How many milliseconds each shape takes workers of this generation, if that serves already; else nothing."""
-        slots = self.board.slots
-        if self.board.get("generation") < self.generation.number:
-            return []
-        steady = slots["models"]["shapes"]["steady_ms"][slots["generation"] == self.generation.number, model.index]
-        found = steady[:, : len(model.shapes())]
+    def _known(self, holding: Holding, shapes: int) -> list[float]:
+        """How many milliseconds each shape takes workers that are proven with the same model, if there are any.
+
+        They are of this generation, unless all of it boot at once, or of the one that the model was kept from.
+        """
+        slots, number = self.board.slots, self.generation.number
+        together = self.turn == ALONE and self.board.get("generation") < number
+        same = [holding.kept_from] if together else [holding.kept_from, number]
+        proven = np.isin(slots["generation"], same) & (slots["barrier"] >= Point.PROVEN)
+        found = slots["models"]["shapes"]["steady_ms"][proven, holding.index, :shapes]
         found = found[(found > 0).all(axis=1)]
         return [float(each) for each in np.median(found, axis=0)] if len(found) else []
 

@@ -69,6 +69,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     """In a reload the trial stands back, and the second worker begins when the first waits for it; both say so."""
     with server_in("serving", tmp_path) as scene, Repeat(scene.ask) as asking:
         server, gated = scene.server, scene.gated
+        gated.renew()
         for gate in ("trial", "warming"):
             gated.close(gate)
         server.send(SIGHUP)
@@ -93,6 +94,7 @@ def test_trial_begins_anew(tmp_path: Path) -> None:
     """A trial that is not done behind those that serve in a fifth of a boot's time is tried again at full speed."""
     with server_in("serving", tmp_path, boot_timeout=10) as scene:
         server, gated = scene.server, scene.gated
+        gated.renew()
         gated.close("trial")
         server.send(SIGHUP)
         server.wait(lambda: len(gated.came("trial")) == 2, "another trial")

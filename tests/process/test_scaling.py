@@ -126,6 +126,7 @@ def test_reload_twice(tmp_path: Path) -> None:
 def test_term_in_a_reload(place: str, tmp_path: Path) -> None:
     """TERM is heard in every phase of a reload."""
     with server_in("serving", tmp_path) as scene:
+        scene.gated.renew()
         scene.gated.close(place)
         scene.server.send(SIGHUP)
         scene.server.wait(lambda: scene.gated.came(place), "the reload")
@@ -142,6 +143,7 @@ def test_kill_in_a_reload(place: str, tmp_path: Path) -> None:
         server = scene.server
         server.expect("was sent SIGKILL", "(?i)generation 2 was refused: .*(killed by SIGKILL|the child ended)")
         old = [worker["pid"] for worker in server.status()["workers"]]
+        scene.gated.renew()
         scene.gated.close(place)
         server.send(SIGHUP)
         server.wait(lambda: scene.gated.came(place), "the reload")
