@@ -21,6 +21,8 @@ from workloads.windows import Answer
 from workloads.workload import Workload, users
 
 EVENT = "kill -9"
+_PAUSE = 0.005
+"""Seconds between two looks while a worker is missing: what is measured is short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,9 @@ def _kill(run: Run, pid: int) -> Kill:
     run.mark("")
     process.kill()
     # Not a zombie: where there are threads, the last of them closes the connections.
-    until(lambda: not psutil.pid_exists(pid), "the end of a killed worker")
+    until(lambda: not psutil.pid_exists(pid), "the end of a killed worker", pause=_PAUSE)
     gone = run.now
-    until(lambda: len(run.master.workers() - {pid}) == wanted, "as many workers as before")
+    until(lambda: len(run.master.workers() - {pid}) == wanted, "as many workers as before", pause=_PAUSE)
     return Kill(at, gone, run.now, ports)
 
 

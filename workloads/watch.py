@@ -16,7 +16,8 @@ import psutil
 
 PATIENCE = 300.0
 """Seconds after which an event that has not ended is a failure."""
-_PAUSE = 0.005
+_PAUSE = 0.25
+"""Seconds between two looks: who watches must not be the neighbour whom windows with an event have and the others have not."""
 
 Found = TypeVar("Found")
 
@@ -144,14 +145,14 @@ def _parents(pids: Iterable[int]) -> list[int]:
     return [pid for pid in found if pid > 1]
 
 
-def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE) -> Found:
-    """Look until `condition` gives something true; give that. Raises `TimeoutError`."""
+def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE, pause: float = _PAUSE) -> Found:
+    """Look every `pause` seconds until `condition` gives something true; give that. Raises `TimeoutError`."""
     end = time.monotonic() + patience
     while not (found := condition()):
         if time.monotonic() > end:
             message = f"waited {patience:g} s for {what}"
             raise TimeoutError(message)
-        time.sleep(_PAUSE)
+        time.sleep(pause)
     return found
 
 

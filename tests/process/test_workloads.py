@@ -58,13 +58,17 @@ CASES = [
 ]
 
 
-def _run(case: Case, models: Path, results: Path, *arguments: str) -> tuple[int, str]:
+def _run(case: Case, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run a script in a folder of its own; its exit status, and what it said."""
+    models = folder / "models"
+    put(models, "dense", dense(), "batch_sizes = [1]\n", _COLD)
     with Server(models, *arguments, **case.settings) as server:  # type: ignore[arg-type]
-        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        server.expect("was sent SIGKILL", "killed by SIGKILL", "was refused: model broken/1")
         command = [
             *(sys.executable, "-m", "locust", "-f", f"workloads/{case.script}.py", "--headless", "--only-summary"),
             *("-H", server.url, "--management", f"http://127.0.0.1:{server.management_port}", "--model", "dense"),
-            *("--rate", "30", "--window", str(case.window), "--results", str(results), *case.options),
+            *(("--repository", str(models)) if case.script == "reload" else ()),
+            *("--rate", "30", "--window", str(case.window), "--results", str(folder), *case.options),
         ]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     return ended.returncode, ended.stdout + ended.stderr
@@ -73,10 +77,8 @@ def _run(case: Case, models: Path, results: Path, *arguments: str) -> tuple[int,
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.script)
 def test_cold(case: Case, tmp_path: Path) -> None:
     """A script exits with 0 against the server and writes its plot; with warmup and proof off it says which bound broke."""
-    models = tmp_path / "models"
-    put(models, "dense", dense(), "batch_sizes = [1]\n", _COLD)
     with ThreadPoolExecutor() as pool:
-        runs = [pool.submit(_run, case, models, tmp_path / name, *how) for name, how in (("warm", ()), ("cold", CONTROL))]
+        runs = [pool.submit(_run, case, tmp_path / name, *how) for name, how in (("warm", ()), ("cold", CONTROL))]
         (status, said), (cold_status, cold_said) = (run.result() for run in runs)
 
     assert status == 0, said
@@ -84,3 +86,14 @@ def test_cold(case: Case, tmp_path: Path) -> None:
     assert cold_status == 1, cold_said
     line = next(line for line in cold_said.splitlines() if line.strip().startswith(case.bound))
     assert line.endswith("BROKEN"), cold_said
+
+
+def test_refused_reload(tmp_path: Path) -> None:
+    """`reload` puts a model beside the others that fails to warm: nothing fails, the same workers serve on, all is taken away."""
+    case = Case(
+        "reload", "", ["--events", "HUP with nothing new,broken HUP", "--bound-p99", "7", "--bound-slowest", "7"], window=0.4
+    )
+    status, said = _run(case, tmp_path)
+    assert status == 0, said
+    assert "p99, broken HUP ÷ without" in said
+    assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["dense"]
