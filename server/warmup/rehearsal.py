@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import msgspec
@@ -25,13 +25,6 @@ ROUNDS = 2
 MOST_ROUNDS = 10
 MOST_SECONDS = 2.0
 """After which no further round begins."""
-JOINING_SECONDS = 0.02
-"""The same for a worker that joins others, which is needed soon; one round is enough."""
-AS_FAST, HTTP_MS = 1.25, 5.0
-"""How long an answer may take of a worker that is as fast as those that it joins: so many times a run, and what is around it."""
-MOST_JOINING_ROUNDS = 3
-JSON_MS = 10.0
-"""A worker that joins sends a shape as JSON too if it takes less: the codec's first use is nothing beside a longer run."""
 
 Exchange = Callable[[bytes], bytes]
 """Sends the bytes of one HTTP request the whole way through this worker, and gives the bytes of its response."""
@@ -42,40 +35,30 @@ def rehearse(
     exchange: Exchange,
     say: Callable[[str], None],
     pace: Pace = FULL_SPEED,
-    known: Sequence[float] = (),
 ) -> None:
-    """Send every shape of `model` as JSON and as binary tensors.
+    """Send every shape of `model` as JSON and as binary tensors, again and again for a while.
 
-    `known`: where a worker joins others that serve the same, how many milliseconds each shape takes. It then sends as little as
-    will do. Raises `ModelError` naming the shape if an answer is not 200, or the 95th percentile, of workers that begin
-    together, if it is past the model's bound.
+    Raises `ModelError` naming the shape if an answer is not 200, or the 95th percentile if it is past the model's bound.
     """
     requests = [
-        (request(model, inputs, binary=binary), model.plan.describe(shape), binary, known[place] if known else math.inf)
-        for place, (shape, inputs) in enumerate(_inputs(model))
+        (request(model, inputs, binary=binary), place(model, shape, binary=binary))
+        for shape, inputs in shaped_inputs(model)
         for binary in (False, True)
-        if binary
-        or ((not known or known[place] < JSON_MS) and _fits_json(inputs) and _fits_json(pace.aside(partial(model.infer, inputs))))
+        if binary or (fits_json(inputs) and fits_json(pace.aside(partial(model.infer, inputs))))
     ]
     times: list[float] = []
-    rounds, seconds = (1, JOINING_SECONDS) if known else (ROUNDS, MOST_SECONDS)
-    if pace is not FULL_SPEED and model.files.toml.p95_ms is None:
-        seconds = min(seconds, JOINING_SECONDS)  # others serve beside it; many rounds are for a bound to be judged by
-    end = time.monotonic() + seconds
+    end = time.monotonic() + MOST_SECONDS
     for turn in range(MOST_ROUNDS):
-        slow = False
-        for content, shape, binary, steady_ms in requests:
-            where = f"model {model.key}, shape {shape}, {'binary' if binary else 'JSON'} over HTTP"
+        for content, where in requests:
             say(where)
-            took, answer = pace.here(partial(_timed, exchange, content, pace))
+            took, answer = pace.here(partial(timed, exchange, content, pace))
             if turn:  # the first round is what makes it warm
                 times.append(took * 1e3)
-            _expect_ok(answer, where)
-            slow |= took * 1e3 > steady_ms * AS_FAST + HTTP_MS and turn + 1 < MOST_JOINING_ROUNDS
-        if turn + 1 >= rounds and time.monotonic() > end and not slow:
+            expect_ok(answer, where)
+        if turn + 1 >= ROUNDS and time.monotonic() > end:
             break
     bound = model.files.toml.p95_ms
-    if known or bound is None:
+    if bound is None:
         return
     p95 = sorted(times)[math.ceil(0.95 * len(times)) - 1]
     if p95 > bound:
@@ -83,7 +66,12 @@ def rehearse(
         raise ModelError(message)
 
 
-def _timed(exchange: Exchange, content: bytes, pace: Pace) -> tuple[float, bytes]:
+def place(model: Model, shape: Shape, *, binary: bool) -> str:
+    """What a request is about, for the log."""
+    return f"model {model.key}, shape {model.plan.describe(shape)}, {'binary' if binary else 'JSON'} over HTTP"
+
+
+def timed(exchange: Exchange, content: bytes, pace: Pace) -> tuple[float, bytes]:
     """Seconds, less those for which others had the processor, and the answer."""
     before, start = pace.waited(), time.perf_counter()
     answer = exchange(content)
@@ -118,12 +106,13 @@ def request(model: Model, inputs: Tensors, *, binary: bool) -> bytes:
     )
 
 
-def _inputs(model: Model) -> Iterator[tuple[Shape, dict[str, Array]]]:
+def shaped_inputs(model: Model) -> Iterator[tuple[Shape, dict[str, Array]]]:
+    """Inputs in every shape."""
     for shape in model.shapes():
         yield shape, samples.inputs(model, shape)
 
 
-def _fits_json(tensors: Tensors) -> bool:
+def fits_json(tensors: Tensors) -> bool:
     """Whether JSON can carry every item: it has no bytes that are not text, and no infinity."""
     try:
         return all(_fits(array) for array in tensors.values())
@@ -151,7 +140,8 @@ def _raw(array: Array) -> bytes:
     return array.tobytes()
 
 
-def _expect_ok(answer: bytes, where: str) -> None:
+def expect_ok(answer: bytes, where: str) -> None:
+    """Raise `ModelError` that says `where` unless the status of `answer` is 200."""
     status = answer[:64].split(b"\r\n", 1)[0]
     if b" 200 " not in status:
         body = answer.partition(b"\r\n\r\n")[2][:300].decode(errors="replace")

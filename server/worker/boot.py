@@ -33,6 +33,7 @@ from server.states import Event, Phase, Role
 from server.warmup.polite import ALONE, FULL_SPEED, Pace, Polite
 from server.warmup.proof import prove
 from server.warmup.rehearsal import Exchange, rehearse
+from server.warmup.run_through import run_through
 from server.warmup.warm import MOST_SECONDS, warm
 
 _log = logging.getLogger("gunicorn.error")
@@ -119,12 +120,21 @@ class Boot:
                 self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
             serving.counters.on = False
             for model in self.models:
-                rehearse(model, exchange, self.say, self.pace, self.known[model.key])
+                self._rehearse(model, exchange)
             serving.counters.on = True
             for model in self.models:
                 model.session.settle()
             gc.collect()
             trim_heap()
+
+    def _rehearse(self, model: Model, exchange: Exchange) -> None:
+        """In brief beside others, unless a bound is to be judged that nobody has shown to hold."""
+        beside = self.pace is not FULL_SPEED and model.files.toml.p95_ms is None
+        if self.known[model.key] or beside:
+            steady = self.board.slots["models"][self.slot][model.index]["shapes"]["steady_ms"][: len(model.shapes())]
+            run_through(model, exchange, self.say, self.pace, steady.tolist())
+        else:
+            rehearse(model, exchange, self.say, self.pace)
 
     def _known(self, holding: Holding, shapes: int) -> list[float]:
         """How many milliseconds each shape takes workers that are proven with the same model, if there are any.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from server.exits import ModelError
+from server.scoreboard import NEVER
 from server.tensors import DTYPES, Array, Tensors
-from server.warmup import rehearsal, samples
+from server.warmup import rehearsal, run_through, samples
+from server.warmup.polite import FULL_SPEED, Polite
 from tests.unit.fakes import model, rows, save
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -70,9 +73,8 @@ def test_every_shape_both_ways() -> None:
     assert "model m/1, shape batch=4, JSON over HTTP" in said
 
 
-def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who joins others sends every shape, each that takes long once and as binary tensors alone, and is held to no p95."""
-    monkeypatch.setattr(rehearsal, "JOINING_SECONDS", 0.0)
+def test_in_brief() -> None:
+    """In brief every shape is sent once, what takes long as binary tensors alone, and no p95 is looked at."""
     sent: list[tuple[int, bool]] = []
 
     def exchange(content: bytes) -> bytes:
@@ -80,16 +82,19 @@ def test_joining(monkeypatch: pytest.MonkeyPatch) -> None:
         sent.append((body["inputs"][0]["shape"][0], "Inference-Header-Content-Length" in header))
         return OK
 
-    rehearsal.rehearse(model(p95_ms=1e-9), exchange, lambda _: None, known=[1, 1, rehearsal.JSON_MS])
+    run_through.run_through(model(p95_ms=1e-9), exchange, lambda _: None, FULL_SPEED, [1e3, 1e3, 1e3])
+    assert [(1, True), (2, True), (4, True)] == sent
+
+    sent.clear()
+    run_through.run_through(model(), exchange, lambda _: None, FULL_SPEED, [9, 9, 1e3])
 
     assert [(1, False), (1, True), (2, False), (2, True), (4, True)] == sent
 
 
 @pytest.mark.parametrize(("slow", "rounds"), [(0, 1), (1, 2), (2, 3), (9, 3)])
-def test_joining_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, rounds: int) -> None:
-    """Who joins goes on while it is slower than the others, for a few rounds."""
+def test_in_brief_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, rounds: int) -> None:
+    """In brief a shape is sent again while it is slower than it should be, a few times."""
     clock = SimpleNamespace(now=0.0, rounds=0)
-    monkeypatch.setattr(rehearsal, "JOINING_SECONDS", 0.0)
     monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
 
     def exchange(_content: bytes) -> bytes:
@@ -97,9 +102,34 @@ def test_joining_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, round
         clock.now += 0.1 if clock.rounds <= slow else 0.02
         return OK
 
-    rehearsal.rehearse(model(batch_sizes=[1]), exchange, lambda _: None, known=[20.0])
+    run_through.run_through(model(batch_sizes=[1]), exchange, lambda _: None, FULL_SPEED, [20.0])
 
     assert rounds == clock.rounds
+
+
+def test_long_runs_stand_back() -> None:
+    """In brief what takes long runs in the thread that stands back, what is short in the one that serves; then all in that."""
+    threads: dict[int, list[int]] = {1: [], 2: []}
+
+    def run(inputs: Tensors) -> Tensors:
+        threads[len(inputs["x"])].append(threading.get_ident())
+        return {"y": inputs["x"]}
+
+    made = model(run, batch_sizes=[1, 2])
+
+    def exchange(content: bytes) -> bytes:
+        rows = parsed(content)[2]["inputs"][0]["shape"][0]
+        made.infer(samples.inputs(made, (rows,)))
+        return OK
+
+    pace = Polite(lambda: NEVER, aside=True)
+    run_through.run_through(made, exchange, lambda _: None, pace, [run_through.LONG_MS, run_through.LONG_MS + 1])
+    here = threading.get_ident()
+    assert threads[1] == [here]
+    assert set(threads[2]) & {here} == set()
+    pace.close()
+    made.infer(samples.inputs(made, (2,)))
+    assert threads[2][-1] == here
 
 
 def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:

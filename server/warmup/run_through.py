@@ -1,0 +1,81 @@
+"""The rehearsal in brief, of a worker that boots beside others that serve: what is slow when it is new is done, and no more.
+
+Whatever the thread that serves does itself competes with the workers that serve, so that long runs are done in one that stands
+back: the connection's code, the app and the codec are what this is about, the model was warmed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from server.engines.engine import Session
+from server.models.model import Model
+from server.tensors import Array, Tensors
+from server.warmup.polite import Pace
+from server.warmup.rehearsal import Exchange, expect_ok, fits_json, place, request, shaped_inputs, timed
+
+AS_FAST, HTTP_MS = 1.25, 5.0
+"""How long an answer may take of a worker that is warm: so many times a run, and what is around it."""
+MOST_TIMES = 3
+JSON_MS = 10.0
+"""A shape that takes less is sent as JSON too: the codec's first use is nothing beside a longer run."""
+LONG_MS = 30.0
+"""A run that takes more is done aside: what a thread's first one costs is nothing beside it."""
+
+
+def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pace: Pace, steady_ms: Sequence[float]) -> None:
+    """Send every shape of `model` as little as will do, beside others that serve: once, if it is then as fast as it should be.
+
+    `steady_ms`: how long a run takes, by shape. Raises `ModelError` naming the shape if an answer is not 200.
+    """
+    requests = [
+        (request(model, inputs, binary=binary), place(model, shape, binary=binary), steady)
+        for (shape, inputs), steady in zip(shaped_inputs(model), steady_ms, strict=True)
+        for binary in (False, True)
+        if binary or (steady < JSON_MS and fits_json(inputs) and fits_json(pace.aside(partial(model.infer, inputs))))
+    ]
+    with _aside(model, pace) as session:
+        for content, where, steady in requests:
+            say(where)
+            session.stands_back = steady > LONG_MS
+            for _ in range(MOST_TIMES):
+                session.waited = 0.0
+                send = partial(timed, exchange, content, pace)
+                took, answer = send() if session.stands_back else pace.here(send)
+                expect_ok(answer, where)
+                if (took - session.waited) * 1e3 < steady * AS_FAST + HTTP_MS:
+                    break
+
+
+class _Aside:
+    """A session whose runs stand back, when told to, though the thread that serves asks for them."""
+
+    def __init__(self, session: Session, pace: Pace) -> None:
+        self.session = session
+        self.pace = pace
+        self.stands_back = False
+        self.waited = 0.0
+        """Seconds for which its runs were kept waiting by others."""
+        self.inputs, self.outputs, self.overlaps = session.inputs, session.outputs, session.overlaps
+        self.enter, self.settle = session.enter, session.settle
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        return self.pace.aside(partial(self._run, inputs)) if self.stands_back else self.session.run(inputs)
+
+    def _run(self, inputs: Tensors) -> dict[str, Array]:
+        before = self.pace.waited()
+        outputs = self.session.run(inputs)
+        self.waited += self.pace.waited() - before
+        return outputs
+
+
+@contextmanager
+def _aside(model: Model, pace: Pace) -> Iterator[_Aside]:
+    session = model.session
+    model.session = aside = _Aside(session, pace)
+    try:
+        yield aside
+    finally:
+        model.session = session
