@@ -40,6 +40,8 @@ _log = logging.getLogger("gunicorn.error")
 
 _WARM = 0.4
 """Of the time that a worker may take to boot, what all shapes together may take to settle on a busy machine."""
+_BESIDE_SECONDS = 0.25
+"""What a shape may take to settle beside others that serve: each run is felt by them, and the trial has made some already."""
 
 
 class Boot:
@@ -99,7 +101,8 @@ class Boot:
         with self.failing():
             self.enter(Event.WARM)
             shapes = sum(len(model.shapes()) for model in self.models)
-            seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
+            longest = MOST_SECONDS if self.pace is FULL_SPEED else _BESIDE_SECONDS
+            seconds = min(longest, _WARM * self.settings.boot_timeout / shapes)
             pairs = zip(self.generation.holdings, self.models, strict=True)
             self.known = {model.key: self._known(holding, len(model.shapes())) for holding, model in pairs}
             for model in self.models:
@@ -128,7 +131,7 @@ class Boot:
             trim_heap()
 
     def _rehearse(self, model: Model, exchange: Exchange) -> None:
-        """In brief beside others, unless a bound is to be judged that nobody has shown to hold."""
+        """In brief beside others, unless there is a bound that nobody has shown to hold."""
         beside = self.pace is not FULL_SPEED and model.files.toml.p95_ms is None
         if self.known[model.key] or beside:
             steady = self.board.slots["models"][self.slot][model.index]["shapes"]["steady_ms"][: len(model.shapes())]
