@@ -8,16 +8,17 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
-from server.exits import ExitError, ModelError, ResourceError, UnshareableError
+from server.exits import ExitError, ModelError
 from server.master.capacity import Room
 from server.master.handover import Predecessor, Successor
 from server.master.keeper import Keeper, bound
-from server.master.roster import Assignment, End, watch
+from server.master.losses import Losses
+from server.master.roster import watch
 from server.master.slots import Slots
 from server.master.succession import Succession
 from server.master.turns import Turns
@@ -25,7 +26,7 @@ from server.master.words import Words
 from server.master.workforce import Workforce
 from server.scoreboard import Scoreboard, now_ms
 from server.settings import Settings
-from server.states import Phase, State
+from server.states import Phase
 
 TITLE = "warmfork: master"
 TURN_SECONDS = 30.0
@@ -34,8 +35,6 @@ PROBES_SECONDS = 15.0
 """How long the management process may take to answer those whom it has accepted, once another's answers the rest."""
 SILENT_ENDS = 3
 """How often the management process of a new master may end before the old one has heard of it."""
-FIRST_KILLS = 3
-"""Workers of the first generation that may be killed before the server gives up: memory is missing."""
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -62,7 +61,7 @@ class Master:
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.beside)
         self.turns = Turns(self.workforce.slots, lambda: self.beside)
-        self.kills = 0
+        self.losses = Losses(self.succession, self._halt)
         self.drain_ends = 0.0
         self.status = 0
         """The exit status."""
@@ -130,58 +129,11 @@ class Master:
     def ended(self, worker: Any, how: signal.Signals | int | None) -> None:
         """After the end of a worker: take back what it had, and decide what its end means."""
         assignment, end = self.workforce.dismiss(worker, how)
-        if self.board.phase in (Phase.STOPPING, Phase.HANDED_OVER):
-            return
-        leaving = assignment.generation not in (self.succession.serving, self.succession.coming)
-        if assignment.retired or leaving:
-            self.succession.forget(assignment.generation)
-        elif end is None:
-            self._refused(assignment)
-        elif assignment.generation is self.succession.coming:
-            self._lost(end)
-        elif end.booting and self.succession.replaced:
-            self.succession.take_back(end.error)
-        elif not end.blameless:
-            self._replace(end)
-        if self.succession.serving:
-            self.workforce.promote(self.succession.serving)
+        if self.board.phase not in (Phase.STOPPING, Phase.HANDED_OVER):
+            self.losses.ended(assignment, end)
 
-    def _replace(self, end: End) -> None:
-        """A worker of what serves ended by itself; gunicorn forks another."""
-        line = str(end.error)
-        if end.booting:
-            self.workforce.slots.failures += 1
-            line += f"; the next try waits {self.workforce.slots.backoff():g} s"
-            self.words.complain(line)
-        _log.error("%s", line)
-
-    def _refused(self, assignment: Assignment) -> None:
-        """A fork was refused, and has left again."""
-        error = UnshareableError(assignment.refused)
-        if not self.succession.serving:
-            self._halt(error)
-        if assignment.generation is self.succession.coming:
-            self.succession.give_up(error)
-        else:
-            self.workforce.slots.failures += 1
-            self.words.complain(str(error))
-
-    def _lost(self, end: End) -> None:
-        """A worker of a generation that has not opened ended."""
-        if self.succession.serving:
-            self.succession.give_up(end.error)
-            return
-        if end.blameless:
-            return
-        if isinstance(end.error, ResourceError) and end.state is not State.FAILED:
-            self.workforce.slots.failures += 1
-            self.kills += 1
-            if self.kills < FIRST_KILLS:
-                _log.error("%s; try %d of %d", end.error, self.kills + 1, FIRST_KILLS)
-                return
-        self._halt(end.error)
-
-    def _halt(self, error: ExitError) -> None:
+    def _halt(self, error: ExitError) -> NoReturn:
+        """The server ends, for want of anything to serve."""
         self.status = error.status
         self.failed(error)
         self.stop()

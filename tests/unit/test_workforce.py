@@ -6,15 +6,17 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.barrier import Point
+from server.exits import ExitError
 from server.master import succession
 from server.master import workforce as module
+from server.master.losses import Losses
 from server.master.master import Master
 from server.master.slots import Slots
 from server.master.succession import Succession
@@ -57,13 +59,18 @@ class Server:
         self.master = Master.__new__(Master)  # without a page of its own, and without the process that answers the probes
         self.master.board, self.master.settings = self.board, read
         self.master.workforce, self.master.succession = self.workforce, self.succession
-        self.master.words, self.master.kills = self.succession.words, 0
+        self.master.words = self.succession.words
+        self.master.losses = Losses(self.succession, self.halt)
         self.workers: list[Worker] = []
         self.unsafe = ""
         self.beside = 0
         """How many workers memory has room for beside a generation; 0 for as many as there are."""
         self.age = 0
         self.succession.boot(self.built())
+
+    def halt(self, error: ExitError) -> NoReturn:
+        """What none of these tests is about."""
+        raise AssertionError(error)
 
     def built(self) -> Generation:
         """A generation whose models are loaded."""
