@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 from bench.first import CONTROL
 from tests.models import dense, put
 from tests.server import ROOT, Server
+from workloads.fleet import PROGRAM
 
 _COLD = """
 import time
@@ -97,3 +99,14 @@ def test_refused_reload(tmp_path: Path) -> None:
     assert status == 0, said
     assert "p99, broken HUP ÷ without" in said
     assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["dense"]
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
+def test_servers_behind_haproxy(tmp_path: Path) -> None:
+    """`scale_out` with a second server behind HAProxy: nothing fails, both serve, none runs a cold shape."""
+    wide = ("--bound-p95", "7", "--bound-p95-ms", "250", "--bound-slowest", "7")
+    options = ["-u", "6", "--most", "2", "--haproxy", str(tmp_path / "models"), *wide]
+    status, said = _run(Case("scale_out", "", options, window=1), tmp_path)
+    assert status == 0, said
+    assert re.search(r"workers that served nothing +0 .*holds", said), said
+    assert re.search(r"cold dispatches +0 .*holds", said), said
