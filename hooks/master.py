@@ -12,6 +12,7 @@ from gunicorn.arbiter import Arbiter
 
 from hooks import signals
 from server.exits import AskedToStopError, ConfigurationError, ExitError, ResourceError, leave
+from server.master.handover import Predecessor
 from server.master.keeper import bound
 from server.master.master import Master
 from server.settings import Settings
@@ -26,6 +27,8 @@ def settings() -> Settings:
     try:
         return Settings.read(os.environ)
     except ConfigurationError as error:
+        if predecessor := Predecessor.find(os.environ):
+            predecessor.say("failed", str(error))
         leave(error)
 
 

@@ -118,16 +118,24 @@ def test_refused(tmp_path: Path) -> None:
         server.hand_over()
 
 
-def test_code_that_does_not_start(tmp_path: Path) -> None:
-    """New code that raises before it can say a word is refused with its status."""
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("raise SystemExit(9)", "the new master ended with status 9"),
+        ("os.environ['WARMFORK_WORKERS'] = 'x'", r"the new master ended with status 78: WARMFORK_WORKERS='?x"),
+    ],
+    ids=["raises", "setting"],
+)
+def test_code_that_does_not_start(code: str, why: str, tmp_path: Path) -> None:
+    """New code that raises before it can say a word is refused with its status, one with a wrong setting in its words."""
     (tmp_path / "models").mkdir()
     conf = tmp_path / "conf.py"
-    conf.write_text(_CONF.format(conf=str(ROOT / "gunicorn.conf.py"), code="raise SystemExit(9)"), encoding="utf-8")
+    conf.write_text(_CONF.format(conf=str(ROOT / "gunicorn.conf.py"), code=code), encoding="utf-8")
     with server_in("serving", tmp_path / "models", "-c", str(conf)) as scene, _unseen(scene):
-        scene.server.expect("USR2 was refused")
+        scene.server.expect("USR2 was refused", "WARMFORK_WORKERS")
         serving = _serving(scene)
         scene.server.send(SIGUSR2)
-        _refused(scene, serving, "the new master ended with status 9")
+        _refused(scene, serving, why)
 
 
 def test_term_ends_both(tmp_path: Path) -> None:
