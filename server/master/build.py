@@ -107,10 +107,9 @@ class Build:
 
     def _kept(self, serving: Generation) -> Iterator[Holding]:
         """What is the same on disk as when it was loaded, and has met no shape since that is to be warmed as well."""
-        stamps = self.stamps
         for holding in serving.holdings:
             key = holding.files.key
-            if holding.stamp == stamps.get(key) and holding.met == self.remembered.get(key, ()):
+            if holding.stamp == self.stamps.get(key) and holding.met == self.remembered.get(key, ()):
                 yield replace(holding, index=self.words.index(key), kept_from=serving.number)
 
     def _start(self, child: Callable[[], ThrowAwayChild]) -> None:

@@ -34,6 +34,11 @@ T = TypeVar("T")
 class Pace:
     """At full speed: whatever is to be done is done at once, in the calling thread."""
 
+    @property
+    def apart(self) -> bool:
+        """Whether what is done aside is done in another thread."""
+        return False
+
     def aside(self, unit: Callable[[], T]) -> T:
         """Do what any thread may do; gives what it gives and raises what it raises."""
         return unit()
@@ -65,6 +70,11 @@ class Polite(Pace):
         self.until = until
         self.pool = ThreadPoolExecutor(1, "polite", self._begin) if aside else None
         self.task = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether there is such a thread."""
+        return self.pool is not None
 
     def aside(self, unit: Callable[[], T]) -> T:
         """Do it in a thread that runs where no other wants to."""

@@ -39,7 +39,7 @@ def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pa
     with _aside(model, pace) as session:
         for content, where, steady in requests:
             say(where)
-            session.stands_back = steady > LONG_MS
+            session.stands_back = pace.apart and steady > LONG_MS
             for _ in range(MOST_TIMES):
                 session.waited = 0.0
                 send = partial(timed, exchange, content, pace)

@@ -131,6 +131,11 @@ def test_long_runs_stand_back() -> None:
     made.infer(samples.inputs(made, (2,)))
     assert threads[2][-1] == here
 
+    bound = Polite(lambda: NEVER, aside=False)  # a model that only one thread may run
+    threads[2].clear()
+    run_through.run_through(made, exchange, lambda _: None, bound, [run_through.LONG_MS + 1] * 2)
+    assert set(threads[2]) == {here}
+
 
 def test_bytes_that_json_cannot_carry(tmp_path: Path) -> None:
     """A golden sample that is no text is sent as binary tensors alone."""
