@@ -71,6 +71,9 @@ class Build:
         try:
             self.files = repository.scan(settings.models)
             self.stamps = {files.key: files.stamp() for files in self.files}
+            if self.files != repository.scan(settings.models):
+                message = f"{settings.models}: changed while it was being read"
+                raise ConfigurationError(message)
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
@@ -97,7 +100,10 @@ class Build:
             if not self.loaded:
                 self._load_all(findings)
                 return False
-        self.generation.holdings[:] = [self.held[files.key] for files in self.files]
+        for files in self.files:
+            if files not in self.changed:
+                self._same(files)  # what is not shared is read again by each worker
+            self.generation.holdings.append(self.held[files.key])
         return True
 
     def close(self) -> None:

@@ -56,7 +56,7 @@ class Succession:
         self.again = False
         """A reload was asked for while one was under way."""
         self.forgotten = False
-        """Whether a generation has been let go of, whose models may still hold themselves in a circle."""
+        """Whether a generation has been let go of, or what was built of one, whose models may hold themselves in a circle."""
 
     @property
     def busy(self) -> bool:
@@ -194,6 +194,7 @@ class Succession:
         """Say why a reload failed."""
         self._complain(self.begun, error)
         self.close()
+        self.forgotten = True  # what was loaded for it
         self._settle()
 
     def _complain(self, number: int, error: ExitError) -> None:

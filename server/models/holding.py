@@ -31,7 +31,7 @@ class Holding:
     """Of the files that it was loaded from."""
     remembered: tuple[Shape, ...] = ()
     met: tuple[Shape, ...] = ()
-    """Shapes met cold before it was loaded, of which those remembered ran well."""
+    """All shapes that clients had met cold when it was loaded; if there are others by the next reload, it is built anew."""
     kept_from: int = 0
     """The generation that serves the same already, whose workers know how long each shape takes; 0 where it was loaded anew."""
 

@@ -17,10 +17,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[1-9]\d{0,8}")
 _NOT_MODELS = frozenset({"lost+found"})  # the root of a mounted disk has it
 
-MOST_FILES = 10_000
-"""Below the folder of a version: a link may lead anywhere."""
+MOST_FILES = 100_000
+"""Below the folder of a model: a link may lead anywhere."""
 
-Stamp = tuple[tuple[str, int, int, int], ...]
+Stamp = tuple[tuple[str, int, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class ModelFiles:
         return [self.folder.parent / name for name in self.toml.golden]
 
     def stamp(self) -> Stamp:
-        """Inode, size and time of every file of this version, so that two loads can be known to have read the same.
+        """Device, inode, size and times of all that is in the model's folder, so that two loads can be known to read the same.
 
-        Raises `ConfigurationError` for more than `MOST_FILES`.
+        Other versions are left out. Raises `ConfigurationError` for more than `MOST_FILES`.
         """
-        toml = self.folder.parent / "model.toml"
-        files = [*_below(self.folder), *self.golden, *([toml] if toml.exists() else [])]
-        return tuple(sorted(_stamp(path) for path in files if path.is_file() and path.suffix != ".pyc"))
+        others = {entry for entry in self.folder.parent.iterdir() if _VERSION.fullmatch(entry.name)} - {self.folder}
+        files = {*_below(self.folder.parent, others), *self.golden}
+        return tuple(sorted(_stamp(path) for path in files if path.suffix != ".pyc" and (path.is_symlink() or path.is_file())))
 
     def check(self) -> None:
         """Raise `ConfigurationError` unless every file that is named is there, is a file, can be read and is not empty."""
@@ -121,23 +121,25 @@ def _versions(folder: Path) -> Iterator[ModelFiles]:
         yield ModelFiles(folder.name, version, present[version], toml)
 
 
-def _below(folder: Path) -> list[Path]:
-    """All files below a folder, those behind links as well; a circle of links is gone round once."""
+def _below(folder: Path, without: set[Path]) -> list[Path]:
+    """All files below a folder and all links to folders, what is behind those as well; no folder is gone through twice."""
     found: list[Path] = []
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = Path(place).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        if Path(place) in without or (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         found += (Path(place, name) for name in names)
+        found += (Path(place, name) for name in folders if Path(place, name).is_symlink())
         if len(found) > MOST_FILES:
             message = f"{folder}: holds {len(found)} files or more, links followed; may hold {MOST_FILES}"
             raise ConfigurationError(message)
     return found
 
 
-def _stamp(path: Path) -> tuple[str, int, int, int]:
-    status = path.stat()
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
+def _stamp(path: Path) -> tuple[str, int, int, int, int, int]:
+    """Of a file behind a link, or of a link to a folder. The last time is one that nobody can set."""
+    status = path.stat() if path.is_file() else path.lstat()
+    return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -41,7 +41,7 @@ def rehearse(
     Raises `ModelError` naming the shape if an answer is not 200, or the 95th percentile if it is past the model's bound.
     """
     requests = [
-        (request(model, inputs, binary=binary), place(model, shape, binary=binary))
+        (request(model, inputs, binary=binary), where(model, shape, binary=binary))
         for shape, inputs in shaped_inputs(model)
         for binary in (False, True)
         if binary or (fits_json(inputs) and fits_json(pace.aside(partial(model.infer, inputs))))
@@ -49,12 +49,12 @@ def rehearse(
     times: list[float] = []
     end = time.monotonic() + MOST_SECONDS
     for turn in range(MOST_ROUNDS):
-        for content, where in requests:
-            say(where)
+        for content, what in requests:
+            say(what)
             took, answer = pace.here(partial(timed, exchange, content, pace))
             if turn:  # the first round is what makes it warm
                 times.append(took * 1e3)
-            expect_ok(answer, where)
+            expect_ok(answer, what)
         if turn + 1 >= ROUNDS and time.monotonic() > end:
             break
     bound = model.files.toml.p95_ms
@@ -66,7 +66,7 @@ def rehearse(
         raise ModelError(message)
 
 
-def place(model: Model, shape: Shape, *, binary: bool) -> str:
+def where(model: Model, shape: Shape, *, binary: bool) -> str:
     """What a request is about, for the log."""
     return f"model {model.key}, shape {model.plan.describe(shape)}, {'binary' if binary else 'JSON'} over HTTP"
 

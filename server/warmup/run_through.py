@@ -14,15 +14,16 @@ from server.engines.engine import Session
 from server.models.model import Model
 from server.tensors import Array, Tensors
 from server.warmup.polite import Pace
-from server.warmup.rehearsal import Exchange, expect_ok, fits_json, place, request, shaped_inputs, timed
+from server.warmup.rehearsal import Exchange, expect_ok, fits_json, request, shaped_inputs, timed, where
+from server.warmup.warm import AS_FAST
 
-AS_FAST, HTTP_MS = 1.25, 5.0
-"""How long an answer may take of a worker that is warm: so many times a run, and what is around it."""
+HTTP_MS = 5.0
+"""What is around a run, of a worker that is warm."""
 MOST_TIMES = 3
 JSON_MS = 10.0
 """A shape that takes less is sent as JSON too: the codec's first use is nothing beside a longer run."""
 LONG_MS = 30.0
-"""A run that takes more is done aside: what a thread's first one costs is nothing beside it."""
+"""A run that takes more is done aside, but for the shortest: a thread's first run may be a long one."""
 
 
 def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pace: Pace, steady_ms: Sequence[float]) -> None:
@@ -31,20 +32,21 @@ def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pa
     `steady_ms`: how long a run takes, by shape. Raises `ModelError` naming the shape if an answer is not 200.
     """
     requests = [
-        (request(model, inputs, binary=binary), place(model, shape, binary=binary), steady)
+        (request(model, inputs, binary=binary), where(model, shape, binary=binary), steady)
         for (shape, inputs), steady in zip(shaped_inputs(model), steady_ms, strict=True)
         for binary in (False, True)
         if binary or (steady < JSON_MS and fits_json(inputs) and fits_json(pace.aside(partial(model.infer, inputs))))
     ]
+    long_ms = max(LONG_MS, min(steady_ms))
     with _aside(model, pace) as session:
-        for content, where, steady in requests:
-            say(where)
-            session.stands_back = pace.apart and steady > LONG_MS
+        for content, what, steady in requests:
+            say(what)
+            session.stands_back = pace.apart and steady > long_ms
             for _ in range(MOST_TIMES):
                 session.waited = 0.0
                 send = partial(timed, exchange, content, pace)
                 took, answer = send() if session.stands_back else pace.here(send)
-                expect_ok(answer, where)
+                expect_ok(answer, what)
                 if (took - session.waited) * 1e3 < steady * AS_FAST + HTTP_MS:
                     break
 

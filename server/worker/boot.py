@@ -40,8 +40,6 @@ _log = logging.getLogger("gunicorn.error")
 
 _WARM = 0.4
 """Of the time that a worker may take to boot, what all shapes together may take to settle on a busy machine."""
-_BESIDE_SECONDS = 0.25
-"""What a shape may take to settle beside others that serve: each run is felt by them, and the trial has made some already."""
 
 
 class Boot:
@@ -101,8 +99,7 @@ class Boot:
         with self.failing():
             self.enter(Event.WARM)
             shapes = sum(len(model.shapes()) for model in self.models)
-            longest = MOST_SECONDS if self.pace is FULL_SPEED else _BESIDE_SECONDS
-            seconds = min(longest, _WARM * self.settings.boot_timeout / shapes)
+            seconds = min(MOST_SECONDS, _WARM * self.settings.boot_timeout / shapes)
             pairs = zip(self.generation.holdings, self.models, strict=True)
             self.known = {model.key: self._known(holding, len(model.shapes())) for holding, model in pairs}
             for model in self.models:
@@ -131,9 +128,11 @@ class Boot:
             trim_heap()
 
     def _rehearse(self, model: Model, exchange: Exchange) -> None:
-        """In brief beside others, unless there is a bound that nobody has shown to hold."""
-        beside = self.pace is not FULL_SPEED and model.files.toml.p95_ms is None
-        if self.known[model.key] or beside:
+        """In brief beside others, unless there is a bound that no worker of this generation has shown to hold."""
+        slots = self.board.slots
+        shown = ((slots["generation"] == self.generation.number) & (slots["barrier"] >= Point.REHEARSED)).any()
+        beside = bool(self.known[model.key]) or self.pace is not FULL_SPEED
+        if beside and (shown or model.files.toml.p95_ms is None):
             steady = self.board.slots["models"][self.slot][model.index]["shapes"]["steady_ms"][: len(model.shapes())]
             run_through(model, exchange, self.say, self.pace, steady.tolist())
         else:
@@ -142,7 +141,8 @@ class Boot:
     def _known(self, holding: Holding, shapes: int) -> list[float]:
         """How many milliseconds each shape takes workers that are proven with the same model, if there are any.
 
-        They are of this generation, unless all of it boot at once, or of the one that the model was kept from.
+        They are of this generation, unless all of it boot at once, or of the one that the model was kept from. (No generation has
+        the number 0, which stands for none.)
         """
         slots, number = self.board.slots, self.generation.number
         together = self.turn == ALONE and self.board.get("generation") < number

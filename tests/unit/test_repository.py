@@ -146,3 +146,40 @@ def test_stamp(tmp_path: Path, path: str) -> None:
     assert first != replaced
     os.utime(tmp_path / path, ns=(0, 0))
     assert replaced != found.stamp()
+
+
+def test_stamp_of_what_looks_the_same(tmp_path: Path) -> None:
+    """It is another one when a file is written over and its time set back, or a link leads to another folder."""
+    for name in ("m/1/a/model.onnx", "m/1/b/model.onnx", "m/labels.txt"):
+        put(tmp_path, name)
+    link = tmp_path / "m" / "1" / "current"
+    link.symlink_to("a")
+    (tmp_path / "m" / "1" / "circle").symlink_to("..")
+    put(tmp_path, "m/model.toml", 'file = "current/model.onnx"\nversions = [1]')
+    found = repository.scan(tmp_path)[0]
+    seen = [found.stamp()]
+    (tmp_path / "m" / "1" / "next").symlink_to("b")
+    seen.append(found.stamp())
+    (tmp_path / "m" / "1" / "next").rename(link)
+    seen.append(found.stamp())
+    for name in ("m/1/a/model.onnx", "m/labels.txt"):
+        status = (tmp_path / name).stat()
+        content = (tmp_path / name).read_text(encoding="utf-8")
+        while put(tmp_path, name, content).stat().st_ctime_ns == status.st_ctime_ns:
+            pass  # the clock of a file system may stand still for milliseconds
+        os.utime(tmp_path / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+        seen.append(found.stamp())
+    assert len(set(seen)) == len(seen)
+
+    put(tmp_path, "m/2/model.onnx")
+    assert found.stamp() == seen[-1]
+
+
+def test_stamp_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a link leads to more than a model is made of, the folder is refused."""
+    monkeypatch.setattr(repository, "MOST_FILES", 3)
+    for number in range(4):
+        put(tmp_path, f"m/1/{number}")
+    put(tmp_path, "m/1/model.onnx")
+    with pytest.raises(ConfigurationError, match=r"m: holds \d+ files or more, links followed; may hold 3"):
+        repository.scan(tmp_path)[0].stamp()

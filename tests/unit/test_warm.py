@@ -69,10 +69,10 @@ def test_settled(monkeypatch: pytest.MonkeyPatch, times: list[float], first: flo
 
 @pytest.mark.parametrize(
     ("times", "known", "steady", "runs"),
-    [([5], 5, 5, 1), ([80, 6], 5, 5, 1)],
+    [([5], 5, 5, 1), ([4], 5, 4, 1), ([80, 6], 5, 5, 2), ([80, 40, 20, 6], 5, 5, 4), ([9], 5, 9, 6)],
 )
 def test_known(monkeypatch: pytest.MonkeyPatch, times: list[float], known: float, steady: float, runs: int) -> None:
-    """Where others know how long a shape takes, one run is enough for the rehearsal to begin with."""
+    """Where others know how long a shape takes, it runs until it is as fast, or has settled; what is kept is the less of both."""
     clock = Clock(times)
     monkeypatch.setattr(warm, "time", clock)
 
