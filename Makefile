@@ -17,7 +17,7 @@ serve: setup  ## run the server in the foreground, with the demo models unless W
 	@exec $(BIN)/gunicorn -c gunicorn.conf.py
 
 test: setup lint types  ## lint, types and every test that needs no GPU
-	$(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile --no-loadscope-reorder  # or the file that takes longest begins last
+	$(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile
 
 test-gpu:  ## every test that needs a GPU; says so where there is none
 	@if [ -e /dev/nvidiactl ] || nvidia-smi --list-gpus >/dev/null 2>&1; then \
