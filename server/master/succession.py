@@ -187,6 +187,7 @@ class Succession:
         self.serving, self.replaced = old, None
         self.board.set("generation", old.number)
         self.workforce.abort(failed)
+        self.forget(failed)
         self._complain(failed.number, error)
         self.words.say("")
 
