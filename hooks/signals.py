@@ -19,6 +19,7 @@ from typing import NoReturn
 from gunicorn import systemd
 from gunicorn.arbiter import Arbiter
 
+from server import gate
 from server.exits import AskedToStopError
 from server.master.master import Master
 from server.processes import any_ended, default_signals, hold_signals, release_signals
@@ -142,9 +143,17 @@ class Handlers:
         self.master.successor.began(self.arbiter.reexec_pid)
 
     def _stop(self) -> NoReturn:
+        if not (self.master.handed_over or self._borrowed):
+            for listener in self.arbiter.LISTENERS:
+                gate.shut(listener.sock)
         self.master.stop()
         _last_signals(self.arbiter, hurries=not self.master.beside)
         raise StopIteration
+
+    @property
+    def _borrowed(self) -> bool:
+        """Whether the sockets outlive this server: systemd's, or those of whoever has bound them before it."""
+        return self.arbiter.systemd or any(isinstance(each, int) for each in self.arbiter.cfg.address)
 
 
 def install(arbiter: Arbiter, master: Master) -> None:

@@ -52,6 +52,8 @@ class Server:
         self.expected: list[str] = []
         self.news = threading.Condition()
         self.family: dict[int, float] = {}
+        self.sockets: tuple[int, ...] = ()
+        """Descriptors that it inherits."""
 
     def start(self) -> Self:
         """Start gunicorn and return at once."""
@@ -66,6 +68,7 @@ class Server:
             text=True,
             errors="replace",
             start_new_session=True,
+            pass_fds=self.sockets,
         )
         self.group = self.process.pid
         self.stderr = self.process.stderr

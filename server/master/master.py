@@ -236,9 +236,14 @@ class Master:
         self.drain_ends = time.monotonic() + self.settings.drain
         return False
 
+    @property
+    def handed_over(self) -> bool:
+        """Whether another master's workers take from the same sockets, and serve on when this one stops."""
+        return self.beside or self.board.phase is Phase.HANDED_OVER
+
     def stop(self) -> None:
         """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
-        if self.beside or self.board.phase is Phase.HANDED_OVER:
+        if self.handed_over:
             self.board.enter(Phase.HANDED_OVER)
             for generation in self.workforce.others():
                 self.workforce.retire(generation, signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -175,3 +176,17 @@ def test_load_goes_on(tmp_path: Path) -> None:
         server.stop()
         wait(clients, PATIENCE)
     assert set(outcomes) <= {200, 503}  # what is sent to a worker that leaves is refused in words
+
+
+def test_a_socket_that_outlives_the_server(tmp_path: Path) -> None:
+    """A socket that somebody else has bound lets the next server's clients in: it is not shut when the first one stops."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        for value in (5.0, 6.0):
+            server = Server(tmp_path, "--bind", f"fd://{bound.fileno()}")
+            server.sockets = (bound.fileno(),)
+            with server, Client(server) as client:
+                assert client.ask(infer(value)).values == [value]
+        with socket.create_connection(bound.getsockname(), timeout=PATIENCE):
+            pass
