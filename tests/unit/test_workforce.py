@@ -321,6 +321,24 @@ def test_one_by_one_is_taken_back(start: Any) -> None:
     assert [1] == list(server.succession.words.generations)
 
 
+def test_nothing_is_left_of_what_is_taken_back(start: Any) -> None:
+    """Also when the worker that failed was the last of its generation, the books forget that."""
+    server = start(active=3)
+    server.beside = 1
+    server.reload()
+    for _ in range(4):
+        server.turn()
+    opened, booting = [each for each in server.workers if server.workforce.assignments[each].generation.number == 2]
+    states = [server.board.state(server.slot(each)) for each in (opened, booting)]
+    assert [State.ACTIVE, State.FORKED] == states
+    server.end(opened, signal.SIGKILL)
+
+    server.end(booting, signal.SIGKILL)
+
+    assert [1] == list(server.succession.words.generations)
+    assert 1 == server.board.get("generation")
+
+
 def test_waits_for_room(start: Any) -> None:
     """A third generation does not boot while the first still has workers: there are slots for two."""
     server = start(active=2, quorum=1)
