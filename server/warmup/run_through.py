@@ -13,8 +13,8 @@ from functools import partial
 from server.engines.engine import Session
 from server.models.model import Model
 from server.tensors import Array, Tensors
+from server.warmup.own_request import Exchange, requests
 from server.warmup.polite import Pace
-from server.warmup.rehearsal import Exchange, expect_ok, fits_json, request, shaped_inputs, timed, where
 from server.warmup.warm import AS_FAST
 
 HTTP_MS = 5.0
@@ -31,23 +31,18 @@ def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pa
 
     `steady_ms`: how long a run takes, by shape. Raises `ModelError` naming the shape if an answer is not 200.
     """
-    requests = [
-        (request(model, inputs, binary=binary), where(model, shape, binary=binary), steady)
-        for (shape, inputs), steady in zip(shaped_inputs(model), steady_ms, strict=True)
-        for binary in (False, True)
-        if binary or (steady < JSON_MS and fits_json(inputs) and fits_json(pace.aside(partial(model.infer, inputs))))
-    ]
+    steady = dict(zip(model.shapes(), steady_ms, strict=True))
     long_ms = max(LONG_MS, min(steady_ms))
+    made = requests(model, pace, lambda shape: steady[shape] < JSON_MS)
     with _aside(model, pace) as session:
-        for content, what, steady in requests:
-            say(what)
-            session.stands_back = pace.apart and steady > long_ms
+        for request in made:
+            say(request.where)
+            session.stands_back = pace.apart and steady[request.shape] > long_ms
             for _ in range(MOST_TIMES):
                 session.waited = 0.0
-                send = partial(timed, exchange, content, pace)
-                took, answer = send() if session.stands_back else pace.here(send)
-                expect_ok(answer, what)
-                if (took - session.waited) * 1e3 < steady * AS_FAST + HTTP_MS:
+                send = partial(request.send, exchange, pace)
+                took = send() if session.stands_back else pace.here(send)
+                if (took - session.waited) * 1e3 < steady[request.shape] * AS_FAST + HTTP_MS:
                     break
 
 

@@ -30,9 +30,10 @@ from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
 from server.states import Event, Phase, Role
+from server.warmup.own_request import Exchange
 from server.warmup.polite import ALONE, FULL_SPEED, Pace, Polite
 from server.warmup.proof import prove
-from server.warmup.rehearsal import Exchange, rehearse
+from server.warmup.rehearsal import rehearse
 from server.warmup.run_through import run_through
 from server.warmup.warm import MOST_SECONDS, warm
 

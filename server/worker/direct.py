@@ -7,7 +7,7 @@ import sys
 from wsgiref.handlers import SimpleHandler
 from wsgiref.types import WSGIApplication
 
-from server.warmup.rehearsal import Exchange
+from server.warmup.own_request import Exchange
 
 
 def through_app(app: WSGIApplication) -> Exchange:

@@ -9,7 +9,7 @@ from wsgiref.validate import validator
 
 import pytest
 
-from server.warmup import rehearsal, samples
+from server.warmup import own_request, samples
 from server.worker.direct import through_app
 from tests.unit.fakes import model
 
@@ -18,7 +18,7 @@ def test_request_arrives_whole() -> None:
     """The app sees the method, the path, the header and the body of the request, and its answer comes back as HTTP."""
     seen: dict[str, Any] = {}
     made = model()
-    content = rehearsal.request(made, samples.inputs(made, (2,)), binary=True)
+    content = own_request.content(made, samples.inputs(made, (2,)), binary=True)
     body = content.partition(b"\r\n\r\n")[2]
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -45,5 +45,5 @@ def test_is_wsgi() -> None:
 
     made = model()
     for binary in (True, False):
-        content = rehearsal.request(made, samples.inputs(made, (1,)), binary=binary)
+        content = own_request.content(made, samples.inputs(made, (1,)), binary=binary)
         assert through_app(validator(app))(content).endswith(b"ok")

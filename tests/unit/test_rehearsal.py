@@ -14,7 +14,7 @@ import pytest
 from server.exits import ModelError
 from server.scoreboard import NEVER
 from server.tensors import DTYPES, Array, Tensors
-from server.warmup import rehearsal, run_through, samples
+from server.warmup import own_request, rehearsal, run_through, samples
 from server.warmup.polite import FULL_SPEED, Polite
 from tests.unit.fakes import model, rows, save
 
@@ -38,7 +38,7 @@ def test_request(datatype: str, binary: bool) -> None:  # noqa: FBT001
     made = model(inputs=(rows("x", datatype),), outputs=(rows("y", datatype),))
     inputs = samples.inputs(made, (2,))
 
-    line, header, body, tail = parsed(rehearsal.request(made, inputs, binary=binary))
+    line, header, body, tail = parsed(own_request.content(made, inputs, binary=binary))
 
     tensor = body["inputs"][0]
     assert "POST /v2/models/m/versions/1/infer HTTP/1.1" == line
@@ -95,7 +95,7 @@ def test_in_brief() -> None:
 def test_in_brief_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, rounds: int) -> None:
     """In brief a shape is sent again while it is slower than it should be, a few times."""
     clock = SimpleNamespace(now=0.0, rounds=0)
-    monkeypatch.setattr(rehearsal, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(own_request, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
 
     def exchange(_content: bytes) -> bytes:
         clock.rounds += 1
@@ -232,7 +232,8 @@ class Clock:
 
 def rehearsed(monkeypatch: pytest.MonkeyPatch, clock: Clock, p95_ms: float | None) -> int:
     """Rehearse by a clock; give how many requests were sent."""
-    monkeypatch.setattr(rehearsal, "time", clock)
+    for module in (rehearsal, own_request):
+        monkeypatch.setattr(module, "time", clock)
     rehearsal.rehearse(model(batch_sizes=[1], p95_ms=p95_ms), clock.exchange, lambda _: None)
     return len(clock.sent)
 
