@@ -6,7 +6,6 @@ Each step that may hang or crash happens in a child first. None but the load, wh
 from __future__ import annotations
 
 import faulthandler
-import gc
 import logging
 import signal
 import time
@@ -137,7 +136,6 @@ class Build:
 
     def _load_all(self, findings: Sequence[Finding]) -> None:
         """Load what has changed, and start a child that shows whether it survives a fork."""
-        gc.unfreeze()  # what was frozen before may be of a generation that has gone since
         loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
         settle_heap()
         self.held |= {holding.files.key: holding for holding in loaded}

@@ -225,7 +225,9 @@ class Succession:
         if generation and generation not in (self.serving, self.coming) and not self.workforce.of(generation):
             self.words.generations.pop(generation.number, None)
             self.words.publish()
-            self.forgotten = True  # whoever calls this holds it still
+            serving = self.serving.holdings if self.serving else []
+            if any(all(each.finding is not other.finding for other in serving) for each in generation.holdings):
+                self.forgotten = True  # not at once: whoever calls this holds it still
 
     def _settle(self) -> None:
         self.board.set("building", 0)

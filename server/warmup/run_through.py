@@ -20,10 +20,9 @@ from server.warmup.warm import AS_FAST
 HTTP_MS = 5.0
 """What is around a run, of a worker that is warm."""
 MOST_TIMES = 3
-JSON_MS = 10.0
-"""A shape that takes less is sent as JSON too: the codec's first use is nothing beside a longer run."""
-LONG_MS = 30.0
-"""A run that takes more is done aside, but for the shortest: a thread's first run may be a long one."""
+LONG_MS = 10.0
+"""A run that takes more is done aside, but for the shortest: a thread's first run may be a long one. One that takes less is sent
+as JSON too: the codec's first use is nothing beside a longer one."""
 
 
 def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pace: Pace, steady_ms: Sequence[float]) -> None:
@@ -33,7 +32,7 @@ def run_through(model: Model, exchange: Exchange, say: Callable[[str], None], pa
     """
     steady = dict(zip(model.shapes(), steady_ms, strict=True))
     long_ms = max(LONG_MS, min(steady_ms))
-    made = requests(model, pace, lambda shape: steady[shape] < JSON_MS)
+    made = requests(model, pace, lambda shape: steady[shape] < LONG_MS)
     with _aside(model, pace) as session:
         for request in made:
             say(request.where)

@@ -339,6 +339,24 @@ def test_nothing_is_left_of_what_is_taken_back(start: Any) -> None:
     assert 1 == server.board.get("generation")
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_collects_only_what_has_gone(start: Any, monkeypatch: pytest.MonkeyPatch, *, new: bool) -> None:
+    """The master looks through its heap, which takes long, when a model has gone, not when the next generation has them all."""
+    collected = []
+    monkeypatch.setattr(succession, "settle_heap", lambda: collected.append(1))
+    server = start(active=1)
+    monkeypatch.setattr(server.succession.words, "publish", lambda: None)
+    models = [SimpleNamespace(finding=object()), SimpleNamespace(finding=object())]
+    server.succession.serving.holdings[:] = models
+    server.reload()
+    server.succession.built.holdings[:] = [models[0], SimpleNamespace(finding=object() if new else models[1].finding)]
+
+    server.settle()
+
+    assert (2, [2]) == (server.board.get("generation"), list(server.succession.words.generations))
+    assert new == bool(collected)
+
+
 def test_waits_for_room(start: Any) -> None:
     """A third generation does not boot while the first still has workers: there are slots for two."""
     server = start(active=2, quorum=1)
