@@ -12,7 +12,7 @@ from signal import SIGHUP, SIGKILL, SIGTTIN, SIGUSR2
 import pytest
 
 from tests.phases import Scene, server_in
-from tests.server import PATIENCE, ROOT, Repeat, adopt_orphans
+from tests.server import PATIENCE, ROOT, Repeat, Server, adopt_orphans
 
 _CONF = """
 import os, runpy
@@ -20,6 +20,8 @@ globals().update(runpy.run_path({conf!r}))
 if "GUNICORN_PID" in os.environ:
     {code}
 """
+
+TITLES = ["warmfork: management", "warmfork: master", *2 * ["warmfork: worker  · active · gen  · cpu"]]
 
 
 @contextmanager
@@ -34,6 +36,10 @@ def _unseen(scene: Scene) -> Iterator[None]:
     assert {result for _, result, _ in ready.results} == {200}
     assert {result for _, result, _ in live.results} == {200}
     assert {result for _, result, _ in asking.results} == {200}
+
+
+def _titles(server: Server) -> list[str]:
+    return sorted(re.sub(r"\d+", "", title) for title in server.processes().values())
 
 
 def _serving(scene: Scene) -> list[int]:
@@ -59,13 +65,8 @@ def test_hand_over(tmp_path: Path) -> None:
             old = server.processes()
             assert server.infer("gated", {"x": ("FP32", [[1.0]])})[0] == 400
             server.hand_over()
-            new = server.processes()
-            assert not old.keys() & new.keys()
-            assert sorted(re.sub(r"\d+", "", title) for title in new.values()) == [
-                "warmfork: management",
-                "warmfork: master",
-                *2 * ["warmfork: worker  · active · gen  · cpu"],
-            ]
+            assert not old.keys() & server.processes().keys()
+            server.wait(lambda: _titles(server) == TITLES, "the titles")  # gunicorn gives the master another for a moment
             page = server.status()
             assert page["generation"] == 1
             assert page["reasons"] == []
