@@ -144,8 +144,7 @@ class Handlers:
 
     def _stop(self) -> NoReturn:
         if not (self.master.handed_over or self._borrowed):
-            for listener in self.arbiter.LISTENERS:
-                gate.shut(listener.sock)
+            gate.shut([listener.sock for listener in self.arbiter.LISTENERS])
         self.master.stop()
         _last_signals(self.arbiter, hurries=not self.master.beside)
         raise StopIteration

@@ -1,10 +1,13 @@
-"""The gate of a listening socket: shut, so that nobody comes in any more while those who already wait are taken."""
+"""The gate of listening sockets: shut, so that nobody comes in any more while those who already wait are taken."""
 
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import socket
 import struct
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 ATTACH_FILTER = 26
@@ -13,20 +16,29 @@ FLAGS_BYTE, SYN = 13, 0x02
 """Where a TCP header holds its flags, and the one that asks for a new connection (RFC 9293, 3.1)."""
 LOAD_BYTE, JUMP_IF_SET, RETURN = 0x30, 0x45, 0x06
 """Instructions of the classic Berkeley Packet Filter, each with its two jumps and its operand (Linux, `bpf_common.h`)."""
-NO_SYN = ((LOAD_BYTE, 0, 0, FLAGS_BYTE), (JUMP_IF_SET, 0, 1, SYN), (RETURN, 0, 0, 0), (RETURN, 0, 0, 0xFFFF))
-"""Drop a packet that asks for a connection, and let all others pass."""
+WHOLE = 0xFFFFFFFF
+"""As many bytes of a packet as there are."""
+NO_SYN = ((LOAD_BYTE, 0, 0, FLAGS_BYTE), (JUMP_IF_SET, 0, 1, SYN), (RETURN, 0, 0, 0), (RETURN, 0, 0, WHOLE))
+"""Drop a packet that asks for a connection, and let all others pass; connections that are accepted later inherit it."""
+HANDSHAKE_SECONDS = 0.2
+"""How long the last word of who was answered before may be under way: a round trip, if not a very long one."""
 
 
-def shut(listener: socket.socket) -> None:
-    """Let no new connection come to `listener`, in any process that holds it. Those that have come can still be accepted.
+def shut(listeners: Iterable[socket.socket]) -> None:
+    """Let no new connection come to `listeners`, in any process that holds them. Those that have come can still be accepted.
 
     Between a last `accept` and a `close` there would always be room for one more connection, which the close resets, with
-    the request that was sent on it. Who asks from now on hears nothing, asks again after a second, as TCP does, and is
-    then refused, or comes to another server that has the port. A socket that is not TCP's stays as it is, and so does one
-    where the kernel allows no filter.
+    the request that was sent on it. Who asks from now on hears nothing and asks again after one second, three, seven, as TCP
+    does: once everybody has closed the socket that is refused, or comes to another server that has the port. Sockets that are
+    not TCP's stay as they are, and so do those where the kernel allows no filter. Waits until who has begun to connect from
+    another machine is in.
     """
-    if listener.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in NO_SYN))
-    with suppress(OSError):
-        listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HP", len(NO_SYN), ctypes.addressof(program)))
+    far = False
+    for listener in listeners:
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in NO_SYN))
+            with suppress(OSError):
+                listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HP", len(NO_SYN), ctypes.addressof(program)))
+            far |= not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+    if far:
+        time.sleep(HANDSHAKE_SECONDS)

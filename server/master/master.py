@@ -230,7 +230,6 @@ class Master:
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""
         if self.drain_ends or not self.settings.drain or not self.succession.serving or self.beside:
-            self.stop()
             return True
         self.board.enter(Phase.DRAINING)
         self.drain_ends = time.monotonic() + self.settings.drain

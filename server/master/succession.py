@@ -56,7 +56,7 @@ class Succession:
         self.again = False
         """A reload was asked for while one was under way."""
         self.forgotten = False
-        """Whether a generation has been let go of, or what was built of one, whose models may hold themselves in a circle."""
+        """Whether models have been let go of, which may hold themselves in a circle."""
 
     @property
     def busy(self) -> bool:
@@ -117,6 +117,8 @@ class Succession:
 
     def tick(self) -> None:
         """Go on with whatever is under way."""
+        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
+            self.one_by_one, self.replaced = False, None
         if self.forgotten:
             self.forgotten = False
             gc.unfreeze()
@@ -133,8 +135,6 @@ class Succession:
             self._advance(self.coming)
         if self.serving:
             self._relieve(self.serving)
-        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
-            self.one_by_one, self.replaced = False, None
 
     def _advance(self, generation: Generation) -> None:
         """Open the next point of the barrier when the quorum has arrived there."""
@@ -194,8 +194,9 @@ class Succession:
     def refuse(self, error: ExitError) -> None:
         """Say why a reload failed."""
         self._complain(self.begun, error)
+        if self.build or self.built:
+            self.forgotten = True  # what was loaded for it
         self.close()
-        self.forgotten = True  # what was loaded for it
         self._settle()
 
     def _complain(self, number: int, error: ExitError) -> None:

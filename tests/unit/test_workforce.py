@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -296,6 +298,30 @@ def test_one_by_one(start: Any) -> None:
     assert {(4, 1), (3, 2), (1, 4), (0, 4)} <= seen
     assert (2, False, None) == (server.board.get("generation"), server.succession.one_by_one, server.succession.replaced)
     assert [2] == list(server.succession.words.generations)
+
+
+def test_nobody_holds_what_is_collected(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the master looks through its heap, nothing of it holds the models that have gone, also after one by one."""
+    server = start(active=2)
+    server.beside = 1
+    monkeypatch.setattr(server.succession.words, "publish", lambda: None)
+    old = server.succession.serving
+    old.holdings.append(SimpleNamespace(finding=object()))
+    gone = weakref.ref(old)
+    held: list[bool] = []
+
+    def settle_heap() -> None:
+        gc.collect()
+        held.append(gone() is not None)
+
+    monkeypatch.setattr(succession, "settle_heap", settle_heap)
+    del old
+    server.reload()
+
+    for _ in range(30):
+        server.turn()
+
+    assert held == [False]
 
 
 def test_one_by_one_is_taken_back(start: Any) -> None:
