@@ -22,7 +22,7 @@ from gunicorn.arbiter import Arbiter
 from server import gate
 from server.exits import AskedToStopError
 from server.master.master import Master
-from server.processes import any_ended, default_signals, hold_signals, release_signals
+from server.processes import any_ended, default_signals, hold_signals, release_after_fork, release_signals
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.5
@@ -45,7 +45,7 @@ def hold_around_forks() -> None:
     def only_in_master(do: Callable[[], None]) -> Callable[[], None]:
         return lambda: do() if os.getpid() == master else None
 
-    os.register_at_fork(before=only_in_master(hold_signals), after_in_parent=only_in_master(release_signals))
+    os.register_at_fork(before=only_in_master(hold_signals), after_in_parent=only_in_master(release_after_fork))
 
 
 @contextmanager

@@ -26,6 +26,9 @@ KEPT_BLOCK = 32 << 20
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 """Signals that are held back around a fork: until the child has its own handlers they would reach the parent's, and be lost."""
 
+_raised: list[BaseException] = []
+"""What a handler has raised at the end of a fork."""
+
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when `parent` ends; leave at once if it has ended already.
@@ -56,6 +59,14 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
 
 
+def release_after_fork() -> None:
+    """The same as a callback in the parent, in which what a handler raises would be lost: `fork_child` raises it."""
+    try:
+        release_signals()
+    except BaseException as error:  # noqa: BLE001 - see above
+        _raised.append(error)
+
+
 def default_signals() -> None:
     """Let every signal end this process as it would by default: what a process that boots must do."""
     for number in (*HELD, signal.SIGCHLD):
@@ -67,11 +78,14 @@ def fork_child(run: Callable[[], int]) -> int:
     """Fork a child that runs `run` and leaves with the status it returns. Gives the child's pid.
 
     The child dies with this process and skips every exit handler and destructor, which may hang in what it inherited.
+    Raises what the handler of a signal that came meanwhile raises.
     """
     parent = os.getpid()
     pid = os.fork()
     if not pid:
         _be_child(parent, run)
+    if _raised:
+        raise _raised.pop()
     return pid
 
 

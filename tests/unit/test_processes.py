@@ -6,11 +6,13 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from hooks.signals import hold_around_forks
 from server import processes
 
 HANG = 3600
@@ -31,6 +33,22 @@ def test_fork_child() -> None:
     """A child leaves with what its function returns, or with 70 if that raises; it never comes back into the parent's code."""
     assert 7 == ended(processes.fork_child(lambda: 7))
     assert 70 == ended(processes.fork_child(lambda: int("x")))
+
+
+def test_signal_during_a_fork() -> None:
+    """What a handler raises for a signal that came during a fork is raised after it, and not lost in a callback."""
+
+    def forks() -> int:
+        os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM))  # runs after what is registered later
+        hold_around_forks()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        try:
+            processes.fork_child(lambda: 0)
+        except SystemExit:
+            return 7
+        return 1
+
+    assert 7 == ended(processes.fork_child(forks))
 
 
 def test_child_takes_signals() -> None:
