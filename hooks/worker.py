@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def post_worker_init(worker: Any) -> None:
     """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
     processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
     if not worker.alive or getattr(worker, "asked_ns", None):  # and may have done so already
-        leave(0)
+        signal.raise_signal(signal.SIGTERM)  # the end that it would have been: the master knows that somebody has asked for it
     boot = _boot.pop()
     boot.warm()
     exchange = getattr(worker, "exchange", None) or through_app(worker.wsgi)
