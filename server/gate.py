@@ -30,8 +30,8 @@ def shut(listeners: Iterable[socket.socket]) -> None:
     Between a last `accept` and a `close` there would always be room for one more connection, which the close resets, with
     the request that was sent on it. Who asks from now on hears nothing and asks again after one second, three, seven, as TCP
     does: once everybody has closed the socket that is refused, or comes to another server that has the port. Sockets that are
-    not TCP's stay as they are, and so do those where the kernel allows no filter. Waits until who has begun to connect from
-    another machine is in.
+    not TCP's stay as they are, and so do those where the kernel allows no filter, or that somebody has closed. Waits until who
+    has begun to connect from another machine is in.
     """
     far = False
     for listener in listeners:
@@ -39,6 +39,6 @@ def shut(listeners: Iterable[socket.socket]) -> None:
             program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in NO_SYN))
             with suppress(OSError):
                 listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, struct.pack("HP", len(NO_SYN), ctypes.addressof(program)))
-            far |= not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+                far |= not ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
     if far:
         time.sleep(HANDSHAKE_SECONDS)

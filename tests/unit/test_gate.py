@@ -57,3 +57,12 @@ def test_no_tcp() -> None:
         gate.shut([ours])
         theirs.sendall(b"\0" * 13 + b"\2")
         assert len(ours.recv(100)) == 14
+
+
+def test_closed() -> None:
+    """A socket that somebody has closed keeps no other one open, and no server from stopping."""
+    with socket.create_server(("127.0.0.1", 0)) as closed, socket.create_server(("127.0.0.1", 0)) as listener:
+        closed.close()
+        gate.shut([closed, listener])
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.2)
