@@ -22,7 +22,7 @@ from gunicorn.arbiter import Arbiter
 from server import gate
 from server.exits import AskedToStopError
 from server.master.master import Master
-from server.processes import any_ended, default_signals, hold_signals, release_after_fork, release_signals
+from server.processes import any_ended, default_signals, hold_signals, release_signals, restore_signals
 
 BUSY_SECONDS = 0.02
 IDLE_SECONDS = 0.5
@@ -41,11 +41,17 @@ _log = logging.getLogger("gunicorn.error")
 def hold_around_forks() -> None:
     """Block signals from before each fork of the master until the child has handlers of its own, or they are lost."""
     master = os.getpid()
+    held: list[set[int]] = []
 
-    def only_in_master(do: Callable[[], None]) -> Callable[[], None]:
-        return lambda: do() if os.getpid() == master else None
+    def before() -> None:
+        if os.getpid() == master:
+            held.append(hold_signals())
 
-    os.register_at_fork(before=only_in_master(hold_signals), after_in_parent=only_in_master(release_after_fork))
+    def after() -> None:
+        if held and os.getpid() == master:
+            restore_signals(held.pop())
+
+    os.register_at_fork(before=before, after_in_parent=after)
 
 
 @contextmanager

@@ -26,9 +26,6 @@ KEPT_BLOCK = 32 << 20
 HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 """Signals that are held back around a fork: until the child has its own handlers they would reach the parent's, and be lost."""
 
-_raised: list[BaseException] = []
-"""What a handler has raised at the end of a fork."""
-
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when `parent` ends; leave at once if it has ended already.
@@ -49,22 +46,19 @@ def lead_group() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
-def hold_signals() -> None:
-    """Hold back what would be lost between a fork and the child's own handlers."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+def hold_signals() -> set[int]:
+    """Hold back what would be lost between a fork and the child's own handlers; gives what was held back before."""
+    return signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
+def restore_signals(held: set[int]) -> None:
+    """Hold back what `held` says and no more; a handler of what comes through may raise here."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def release_signals() -> None:
-    """Let through what was held back."""
+    """Let through what was held back, by whomever: a child has its parent's mask."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-
-
-def release_after_fork() -> None:
-    """The same as a callback in the parent, in which what a handler raises would be lost: `fork_child` raises it."""
-    try:
-        release_signals()
-    except BaseException as error:  # noqa: BLE001 - see above
-        _raised.append(error)
 
 
 def default_signals() -> None:
@@ -81,11 +75,13 @@ def fork_child(run: Callable[[], int]) -> int:
     Raises what the handler of a signal that came meanwhile raises.
     """
     parent = os.getpid()
-    pid = os.fork()
-    if not pid:
-        _be_child(parent, run)
-    if _raised:
-        raise _raised.pop()
+    held = hold_signals()  # over the callbacks of the fork, in which what a handler raises would be lost
+    try:
+        pid = os.fork()
+        if not pid:
+            _be_child(parent, run)
+    finally:
+        restore_signals(held)
     return pid
 
 

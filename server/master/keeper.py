@@ -15,7 +15,7 @@ from pathlib import Path
 
 from server.exits import ConfigurationError
 from server.master.handover import Predecessor
-from server.processes import hold_signals, release_signals
+from server.processes import hold_signals, restore_signals
 from server.scoreboard import Scoreboard
 from server.states import Phase
 
@@ -46,11 +46,11 @@ class Keeper:
         if self.predecessor:
             descriptors.append(self.predecessor.pipe)
             tell = [f"--tell={self.predecessor.pipe}"]
-        hold_signals()  # until it ignores them: whoever sends to the group does not mean a process that has just begun
+        held = hold_signals()  # until it ignores them: whoever sends to the group does not mean a process that has just begun
         try:
             self.process = self._popen(descriptors, tell)
         finally:
-            release_signals()
+            restore_signals(held)
         self.pidfd = os.pidfd_open(self.process.pid)
         self.started = time.monotonic()
 

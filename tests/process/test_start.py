@@ -16,11 +16,28 @@ import pytest
 
 from tests.models import identity, put
 from tests.phases import Gated
-from tests.server import Server
+from tests.server import ROOT, Server
 
 QUICK = 10.0
 """Seconds within which an end is quick."""
 PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
+_TOLD = """
+import os
+import runpy
+import signal
+from pathlib import Path
+
+globals().update(runpy.run_path({conf!r}))
+ours, told = post_worker_init, Path({told!r})
+
+
+def post_worker_init(worker):
+    if not told.exists():
+        told.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGTERM)
+    ours(worker)
+"""
+"""A configuration whose first worker is told to end just before it warms."""
 
 
 @pytest.mark.parametrize("place", ["load", "warming"])
@@ -86,3 +103,15 @@ def test_max_requests(tmp_path: Path) -> None:
         server.wait_state("active", 2)
         boots = len(re.findall("Booting worker", server.log))
         assert 3 <= boots <= 6, f"{boots} workers were booted for 200 requests"
+
+
+def test_told_to_end_between_load_and_warmup(tmp_path: Path) -> None:
+    """A worker that is told to end where only gunicorn's handler hears it ends by that signal: no failed start, another comes."""
+    put(tmp_path / "models", "m", identity())
+    conf = tmp_path / "conf.py"
+    conf.write_text(_TOLD.format(conf=str(ROOT / "gunicorn.conf.py"), told=str(tmp_path / "told")), encoding="utf-8")
+    with Server(tmp_path / "models", "-c", str(conf)) as server:
+        server.expect("sent SIGTERM|killed by SIGTERM")
+        (worker,) = server.wait_state("active")
+        assert worker["pid"] != int((tmp_path / "told").read_text(encoding="ascii"))
+        assert server.infer("m", PLAIN)[0] == 200

@@ -54,13 +54,13 @@ def test_signal_during_a_fork() -> None:
 def test_child_takes_signals() -> None:
     """A child ends by a signal at once, though its parent has a handler and holds the signal back."""
     kept = signal.signal(signal.SIGTERM, lambda *_: None)
+    held = processes.hold_signals()
     try:
-        processes.hold_signals()
         pid = processes.fork_child(hang)
         os.kill(pid, signal.SIGTERM)
         assert -signal.SIGTERM == ended(pid)
     finally:
-        processes.release_signals()
+        processes.restore_signals(held)
         signal.signal(signal.SIGTERM, kept)
 
 
@@ -68,12 +68,12 @@ def test_held_signals_are_not_lost() -> None:
     """A signal that comes while signals are held is taken when they are released."""
     taken: list[int] = []
     kept = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
+    held = processes.hold_signals()
     try:
-        processes.hold_signals()
         signal.raise_signal(signal.SIGHUP)  # to this thread: another one may be there, that holds nothing
         assert [] == taken
     finally:
-        processes.release_signals()
+        processes.restore_signals(held)
         signal.signal(signal.SIGHUP, kept)
     assert [signal.SIGHUP] == taken
 
