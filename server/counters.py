@@ -10,10 +10,10 @@ import numpy as np
 
 from server.models.model import Model
 from server.models.shapes import Shape
-from server.scoreboard import BUCKETS, MAX_AXES, MAX_BATCH_SIZES, MAX_MODELS, Scoreboard, word
+from server.scoreboard import BUCKETS, MAX_AXES, MAX_BATCH_SIZES, MODEL_PLACES, Scoreboard, word
 
 _REQUESTS, _ERRORS, _DURATIONS, _SUM = map(word, ("requests", "errors", "durations", "duration_sum"))
-_MODELS = [word("models", index) for index in range(MAX_MODELS)]
+_MODELS = [word("models", index) for index in range(MODEL_PLACES)]
 _SUCCESS, _SUCCESS_NS, _FAIL, _FAIL_NS, _ROWS, _BATCHES, _QUEUE_NS, _INPUT_NS, _INFER_NS, _OUTPUT_NS, _LAST_MS, _COLD, _SIZES = (
     word("models", 0, name) - _MODELS[0]
     for name in (

@@ -19,6 +19,9 @@ import numpy.typing as npt
 from server.states import Event, Phase, State, move
 
 MAX_MODELS = 32
+"""In a repository."""
+MODEL_PLACES = 2 * MAX_MODELS
+"""A generation that comes may have no model in common with the one that serves."""
 MAX_SHAPES = 64
 MAX_BATCH_SIZES = 64
 MAX_AXES = 8
@@ -46,7 +49,7 @@ HEADER = np.dtype(
         ("active", np.uint32),  # how many workers should take traffic
         ("standby", np.uint32),  # how many should be held back
         ("notice", np.uint64),  # serial << 32 | length of the text in half (serial & 1)
-        ("names", "S96", (MAX_MODELS,)),  # "model/version"; an index never changes while the master lives
+        ("names", "S96", (MODEL_PLACES,)),  # "model/version"; an index never changes while the master lives
     ],
     align=True,
 )
@@ -98,7 +101,7 @@ SLOT = np.dtype(
         ("errors", np.uint64),
         ("durations", np.uint64, (len(BUCKETS) + 1,)),
         ("duration_sum", np.float64),
-        ("models", MODEL, (MAX_MODELS,)),
+        ("models", MODEL, (MODEL_PLACES,)),
     ],
     align=True,
 )

@@ -11,7 +11,7 @@ from server.exits import ConfigurationError
 from server.models.generation import Generation
 from server.models.shapes import Shape
 from server.notice import ModelNotice, Notice, publish
-from server.scoreboard import MAX_MODELS, Scoreboard
+from server.scoreboard import MODEL_PLACES, Scoreboard
 
 
 class Words:
@@ -91,7 +91,7 @@ class Words:
                 if index is not None:
                     self.board.slots["models"][:, index] = 0
                     return index
-        message = f"model {key}: counters are kept for {MAX_MODELS} models at once, all are taken"
+        message = f"model {key}: counters are kept for {MODEL_PLACES} models at once, all are taken"
         raise ConfigurationError(message)
 
     def remembered(self) -> dict[str, tuple[Shape, ...]]:
