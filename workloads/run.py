@@ -15,7 +15,7 @@ from bench import repository
 from bench.client import infer
 from bench.report import Figure, Report
 from workloads.traffic import Traffic
-from workloads.watch import Master, Ours, Plain
+from workloads.watch import PAUSE, Master, Ours, Plain
 from workloads.windows import Window, compare, percentile_ms, stands_out
 
 INPUTS: Mapping[str, Callable[[], repository.Inputs]] = {
@@ -84,9 +84,7 @@ class Run:
         if act:
             act()
             self.mark("")
-        rest = begin + (seconds or self.options.window) - self.now
-        if rest > 0:
-            time.sleep(rest)
+        self._wait(begin + (seconds or self.options.window))
         self.windows.append(Window(begin, self.now, event))
         return self.windows[-1]
 
@@ -96,7 +94,13 @@ class Run:
 
     def rest(self) -> None:
         """Let as much time pass as the options say, so that what an event costs afterwards is not in the next window."""
-        time.sleep(self.options.window)
+        self._wait(self.now + self.options.window)
+
+    def _wait(self, end: float) -> None:
+        """Look at the server as often as while an event goes on: who looks must not be a neighbour of those windows alone."""
+        while (left := end - self.now) > 0:
+            time.sleep(min(PAUSE, left))
+            self.master.workers()
 
     def pairs(self, event: str, act: Callable[[], object], back: Callable[[], object] = lambda: None) -> None:
         """As many windows with `act` as the options say, each followed by `back` and by one of equal length without."""

@@ -16,8 +16,8 @@ import psutil
 
 PATIENCE = 300.0
 """Seconds after which an event that has not ended is a failure."""
-_PAUSE = 0.25
-"""Seconds between two looks: who watches must not be the neighbour whom windows with an event have and the others have not."""
+PAUSE = 0.25
+"""Seconds between two looks."""
 
 Found = TypeVar("Found")
 
@@ -145,7 +145,7 @@ def _parents(pids: Iterable[int]) -> list[int]:
     return [pid for pid in found if pid > 1]
 
 
-def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE, pause: float = _PAUSE) -> Found:
+def until(condition: Callable[[], Found], what: str, patience: float = PATIENCE, pause: float = PAUSE) -> Found:
     """Look every `pause` seconds until `condition` gives something true; give that. Raises `TimeoutError`."""
     end = time.monotonic() + patience
     while not (found := condition()):
