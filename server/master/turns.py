@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from server.barrier import Point
 from server.master.slots import Slots, backoff
 from server.scoreboard import now_ms
@@ -34,7 +32,8 @@ class Turns:
     @property
     def booting(self) -> list[int]:
         """The slots of workers that boot, those that have waited longest first."""
-        found = np.flatnonzero(np.isin(self.board.states(), BOOTING)).tolist()
+        # PERF: numpy's own search takes a quarter of a millisecond, in each turn of the master's loop beside those that serve.
+        found = [index for index, state in enumerate(self.board.states().tolist()) if state in BOOTING]
         return sorted(found, key=lambda index: int(self.board.slots["forked_ns"][index]))
 
     @property
