@@ -20,8 +20,10 @@ from server.warmup.polite import FULL_SPEED, Pace, waited
 
 WINDOW = 3
 """Runs that are compared with the runs before them."""
-WINDOW_BESIDE = 2
+WINDOW_BESIDE = 1
 """The same beside others that serve, which feel each run."""
+LEAST_RUNS = 3
+"""TorchScript compiles in the second."""
 SETTLED = 0.9
 """Settled: the best of a window is no better than this share of the best before it."""
 AS_FAST = 1.25
@@ -62,7 +64,8 @@ def warm(
         other = known[place] if known else 0.0
         times = _settle(_prepared(model, shape, where), seconds, pace, AS_FAST * other)
         # Theirs may have been measured at a bad moment, ours may still have been getting faster: the less of both is right.
-        steady = min(times[-1], other) if times[-1] <= AS_FAST * other else sorted(times[-WINDOW:])[len(times[-WINDOW:]) // 2]
+        last = sorted(times[-WINDOW:])
+        steady = min(times[-1], other) if times[-1] <= AS_FAST * other else last[(len(last) - 1) // 2]
         yield Warmed(shape, times[0], steady, len(times))
 
 
@@ -164,7 +167,7 @@ def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: floa
     end = time.monotonic() + seconds
     while len(times) < MOST_RUNS:
         times.append(pace.aside(timed))
-        settled = len(times) >= 2 * window and min(times[-window:]) >= SETTLED * min(times[:-window])
+        settled = len(times) >= max(2 * window, LEAST_RUNS) and min(times[-window:]) >= SETTLED * min(times[:-window])
         if times[-1] <= enough_ms or settled or (time.monotonic() > end and len(times) > window):
             break
     return times
