@@ -21,7 +21,9 @@ from setproctitle import setproctitle
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
 from server.processes import expendable, fork_child
+from server.warmup import breaks
 from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
+from server.warmup.polite import process_stands_back
 
 END_SECONDS = 2.0
 """How long a child has for showing its stacks, or for ending after its last word."""
@@ -67,8 +69,9 @@ class ThrowAwayChild:
 
     def run(self) -> list[Finding]:
         """Wait until it is over; give what it found or raise why it failed."""
-        while not self.step(self.patience):
-            pass
+        with breaks.waiting():
+            while not self.step(self.patience):
+                pass
         return self.verdict()
 
     def verdict(self) -> list[Finding]:
@@ -159,6 +162,8 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
     faulthandler.enable(all_threads=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     expendable(yes=True)
+    if os.sched_getscheduler(0) == os.SCHED_IDLE:  # as who has forked it, whose breaks it does not have
+        process_stands_back()
 
     def say(message: Message) -> None:
         os.write(write, encode(message))

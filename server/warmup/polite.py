@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from server.scoreboard import now_ms
+from server.warmup.breaks import Breaks
 
 POLITE = 0.2
 """Of the time that a worker may take to boot, how long it is polite: what is left must do for all of it at full speed."""
@@ -70,6 +71,7 @@ class Polite(Pace):
         self.until = until
         self.pool = ThreadPoolExecutor(1, "polite", self._begin) if aside else None
         self.task = 0
+        self.breaks = Breaks()
 
     @property
     def apart(self) -> bool:
@@ -80,7 +82,7 @@ class Polite(Pace):
         """Do it in a thread that runs where no other wants to."""
         if not self._polite():
             self.close()
-        return self.pool.submit(unit).result() if self.pool else self.here(unit)
+        return self.pool.submit(self._behind, unit).result() if self.pool else self.here(unit)
 
     def here(self, unit: Callable[[], T]) -> T:
         """Do it, and rest for as long as it took, unless there was a processor for everybody."""
@@ -102,6 +104,7 @@ class Polite(Pace):
             self.pool = None
             while self.task and Path(f"/proc/self/task/{self.task}").exists():  # Python has joined it, the kernel is not done
                 time.sleep(0.001)
+            self.breaks.close()
 
     def _polite(self) -> bool:
         return now_ms() < self.until()
@@ -109,6 +112,19 @@ class Polite(Pace):
     def _begin(self) -> None:
         self.task = threading.get_native_id()
         stand_back()
+
+    def _behind(self, unit: Callable[[], T]) -> T:
+        self.breaks.begin()
+        try:
+            return unit()
+        finally:
+            self.breaks.end()
+
+
+def process_stands_back() -> None:
+    """Have this process, which is to be thrown away, stand back; what it forks does as well, but takes no breaks by itself."""
+    stand_back()
+    Breaks().begin()
 
 
 def stand_back() -> None:

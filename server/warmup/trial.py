@@ -19,7 +19,7 @@ from server.settings import Settings
 from server.warmup.attempt import Attempt, Parts
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Say
-from server.warmup.polite import stand_back
+from server.warmup.polite import process_stands_back
 from server.warmup.warm import once
 from server.warmup.witness import watched
 
@@ -31,7 +31,7 @@ def trial(
 
     def work(say: Say) -> None:
         if polite:
-            stand_back()
+            process_stands_back()
         for files in found:
             say(Doing(f"model {files.key}: importing its engine"))
             with fork_safe(f"model {files.key}: importing its engine"):
@@ -55,7 +55,7 @@ def survival(holdings: Sequence[Holding], settings: Settings, *, polite: bool) -
 
     def work(say: Say) -> None:
         if polite:
-            stand_back()
+            process_stands_back()
         for holding in holdings:
             if holding.session:
                 once(holding.open(settings.threads), lambda where: say(Doing(where)))
