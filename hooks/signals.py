@@ -39,7 +39,10 @@ _log = logging.getLogger("gunicorn.error")
 
 
 def hold_around_forks() -> None:
-    """Block signals from before each fork of the master until the child has handlers of its own, or they are lost."""
+    """Block signals from before each fork of the master until the child has handlers of its own, or they are lost.
+
+    What a handler raises in `after` is lost all the same, as in every callback of a fork: `fork_child` holds them for longer.
+    """
     master = os.getpid()
     held: list[set[int]] = []
 

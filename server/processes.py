@@ -48,7 +48,13 @@ def lead_group() -> None:
 
 def hold_signals() -> set[int]:
     """Hold back what would be lost between a fork and the child's own handlers; gives what was held back before."""
-    return signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    except BaseException:  # raised by the handler of one that came just before
+        restore_signals(held)
+        raise
+    return held
 
 
 def restore_signals(held: set[int]) -> None:

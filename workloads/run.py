@@ -100,7 +100,8 @@ class Run:
         """Look at the server as often as while an event goes on: who looks must not be a neighbour of those windows alone."""
         while (left := end - self.now) > 0:
             time.sleep(min(PAUSE, left))
-            self.master.workers()
+            if left > PAUSE:
+                self.master.workers()
 
     def pairs(self, event: str, act: Callable[[], object], back: Callable[[], object] = lambda: None) -> None:
         """As many windows with `act` as the options say, each followed by `back` and by one of equal length without."""

@@ -15,8 +15,6 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 SIGNAL = int(signal.SIGRTMAX)
 """Nobody else's; and for as many microseconds the thread sleeps, since a handler is given its signal's number. Half of that is
@@ -47,34 +45,31 @@ class _Times(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns"))
 
 
-@contextmanager
-def waiting() -> Iterator[None]:
-    """Take no breaks in what is inside: who waits for another process is only woken up by them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {SIGNAL})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGNAL})
-
-
 class Breaks:
     """Those of one thread, from `begin` to `end`. None where the C library or a sandbox has no such timer.
 
-    A child does not inherit them. What the thread waits for in the kernel is not lost: it is waited for again (`SA_RESTART`).
+    A child does not inherit them. What the thread waits for in the kernel goes on as far as `SA_RESTART` goes (see signal(7)):
+    a native `poll` or `sem_timedwait` ends with `EINTR`, which Python bears and not everybody does.
     """
 
-    def __init__(self) -> None:
-        """There is no timer before the first `begin`."""
+    def __init__(self, clock: int = time.CLOCK_MONOTONIC) -> None:
+        """There is no timer before the first `begin`.
+
+        A thread that is kept from running for more than a millisecond comes back to a break that is due, and to nothing else:
+        by the monotonic clock somebody must be there to `end` them. By the thread's own (`CLOCK_THREAD_CPUTIME_ID`) there is
+        work between any two breaks, but the kernel looks at that clock at its ticks alone, of which there may be 250 in a second.
+        """
+        self.clock = clock
         self.timer: ctypes.c_void_p | None = None
 
     def begin(self) -> None:
-        """In the one thread that they are of: take one after each millisecond in which it runs."""
+        """In the one thread that they are of: take one after each millisecond."""
         if self.timer is None:
             self._make()
         self._set(EVERY)
 
     def end(self) -> None:
-        """Take no more until the next `begin`."""
+        """Take no more until the next `begin`; any thread of the process may say so."""
         self._set(0)
 
     def close(self) -> None:
@@ -91,7 +86,7 @@ class Breaks:
         event = _Event(None, SIGNAL, _SIGEV_THREAD_ID, threading.get_native_id())
         try:
             _libc.signal(SIGNAL, _libc.usleep)
-            made = _libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) == 0
+            made = _libc.timer_create(self.clock, ctypes.byref(event), ctypes.byref(timer)) == 0
         except AttributeError:  # an older glibc keeps its timers elsewhere
             return
         if made:

@@ -21,9 +21,8 @@ from setproctitle import setproctitle
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
 from server.processes import expendable, fork_child
-from server.warmup import breaks
 from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
-from server.warmup.polite import process_stands_back
+from server.warmup.polite import process_stands_back, stands_back
 
 END_SECONDS = 2.0
 """How long a child has for showing its stacks, or for ending after its last word."""
@@ -69,9 +68,8 @@ class ThrowAwayChild:
 
     def run(self) -> list[Finding]:
         """Wait until it is over; give what it found or raise why it failed."""
-        with breaks.waiting():
-            while not self.step(self.patience):
-                pass
+        while not self.step(self.patience):
+            pass
         return self.verdict()
 
     def verdict(self) -> list[Finding]:
@@ -162,7 +160,7 @@ def _child(write: int, work: Callable[[Say], None]) -> int:
     faulthandler.enable(all_threads=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     expendable(yes=True)
-    if os.sched_getscheduler(0) == os.SCHED_IDLE:  # as who has forked it, whose breaks it does not have
+    if stands_back():  # as who has forked it, whose breaks it does not have
         process_stands_back()
 
     def say(message: Message) -> None:

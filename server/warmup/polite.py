@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,8 @@ ALONE = 1
 """Said in place of a time to a worker that boots while nobody serves: it need not be polite to anybody."""
 LONGEST_REST = 0.25
 """Seconds."""
+LOOK = 0.05
+"""Seconds between two looks at the thread that stands back."""
 NOTICED = 0.02
 """Of the time that something took, what it may have waited for a processor where there was one for everybody."""
 COUNTED = Path("/proc/thread-self/schedstat")
@@ -40,8 +42,11 @@ class Pace:
         """Whether what is done aside is done in another thread."""
         return False
 
-    def aside(self, unit: Callable[[], T]) -> T:
-        """Do what any thread may do; gives what it gives and raises what it raises."""
+    def aside(self, unit: Callable[[], T], *, breaks: bool = True) -> T:  # noqa: ARG002 - there is nobody to take them for
+        """Do what any thread may do; gives what it gives and raises what it raises.
+
+        `breaks`: whether native code of it may be interrupted, as by a signal.
+        """
         return unit()
 
     def here(self, unit: Callable[[], T]) -> T:
@@ -78,11 +83,19 @@ class Polite(Pace):
         """Whether there is such a thread."""
         return self.pool is not None
 
-    def aside(self, unit: Callable[[], T]) -> T:
+    def aside(self, unit: Callable[[], T], *, breaks: bool = True) -> T:
         """Do it in a thread that runs where no other wants to."""
         if not self._polite():
             self.close()
-        return self.pool.submit(self._behind, unit).result() if self.pool else self.here(unit)
+        if not self.pool:
+            return self.here(unit)
+        ran, kept = counted(self._task / "schedstat")
+        future = self.pool.submit(self._behind if breaks else _at_once, unit)
+        while not wait([future], LOOK).done:
+            before, (ran, kept) = (ran, kept), counted(self._task / "schedstat")
+            if kept - before[1] >= ran - before[0] or not self._polite():
+                self.breaks.end()  # all processors are wanted: nobody needs them, and there would be nothing but breaks
+        return future.result()
 
     def here(self, unit: Callable[[], T]) -> T:
         """Do it, and rest for as long as it took, unless there was a processor for everybody."""
@@ -102,9 +115,13 @@ class Polite(Pace):
         if self.pool:
             self.pool.shutdown()
             self.pool = None
-            while self.task and Path(f"/proc/self/task/{self.task}").exists():  # Python has joined it, the kernel is not done
+            while self.task and self._task.exists():  # Python has joined it, the kernel is not done
                 time.sleep(0.001)
             self.breaks.close()
+
+    @property
+    def _task(self) -> Path:
+        return Path(f"/proc/self/task/{self.task}")
 
     def _polite(self) -> bool:
         return now_ms() < self.until()
@@ -121,10 +138,22 @@ class Polite(Pace):
             self.breaks.end()
 
 
+def _at_once(unit: Callable[[], T]) -> T:
+    return unit()
+
+
 def process_stands_back() -> None:
     """Have this process, which is to be thrown away, stand back; what it forks does as well, but takes no breaks by itself."""
     stand_back()
-    Breaks().begin()
+    Breaks(time.CLOCK_THREAD_CPUTIME_ID).begin()
+
+
+def stands_back() -> bool:
+    """Whether this thread does, or whoever has forked it."""
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_IDLE
+    except OSError:  # a sandbox that refuses this
+        return False
 
 
 def stand_back() -> None:
@@ -138,6 +167,12 @@ def stand_back() -> None:
 
 def waited() -> float:
     """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
-    with suppress(OSError, IndexError):
-        return int(COUNTED.read_bytes().split()[1]) / 1e9
-    return 0.0
+    return counted(COUNTED)[1]
+
+
+def counted(file: Path) -> tuple[float, float]:
+    """Seconds that a thread has run and has waited for a processor, as its `schedstat` says; 0 where nobody counts them."""
+    with suppress(OSError, ValueError):
+        ran, kept, _ = file.read_bytes().split()
+        return int(ran) / 1e9, int(kept) / 1e9
+    return 0.0, 0.0

@@ -64,7 +64,7 @@ def warm(
         other = known[place] if known else 0.0
         times = _settle(_prepared(model, shape, where), seconds, pace, AS_FAST * other)
         # Theirs may have been measured at a bad moment, ours may still have been getting faster: the less of both is right.
-        last = sorted(times[-WINDOW:])
+        last = sorted((times[1:] or times)[-WINDOW:])  # the first was cold
         steady = min(times[-1], other) if times[-1] <= AS_FAST * other else last[(len(last) - 1) // 2]
         yield Warmed(shape, times[0], steady, len(times))
 

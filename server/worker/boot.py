@@ -92,7 +92,8 @@ class Boot:
             self.enter(Event.LOAD)
             for holding in self.generation.holdings:
                 self.say(f"model {holding.files.key}: loading")
-                self.models.append(self.pace.aside(partial(holding.open, self.settings.threads)))
+                # Without breaks: what opens files may be native code that does not bear to be interrupted.
+                self.models.append(self.pace.aside(partial(holding.open, self.settings.threads), breaks=False))
             serve(Serving(self.models, self.board, self.slot, self.settings))
 
     def warm(self) -> None:

@@ -108,7 +108,8 @@ def test_killed_in_its_turn(tmp_path: Path) -> None:
     """A replacement that is killed in its turn does not keep the other from its own, and comes back as well."""
     with server_in("serving", tmp_path, workers=3) as scene:
         server, gated = scene.server, scene.gated
-        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        # The last of these: it ended between our look and gunicorn's.
+        server.expect("was sent SIGKILL", "killed by SIGKILL", r"worker \d+ \(\w+\): ended$")
         gated.close("warming")
         for worker in server.status()["workers"][:2]:
             os.kill(worker["pid"], SIGKILL)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from onnx import helper
 
+from server.scoreboard import MODEL_PLACES
 from tests.models import failing, graph, identity, put
 from tests.phases import Gated, server_in
 from tests.server import Repeat, Server
@@ -117,12 +118,15 @@ def test_kept_model_that_fails(tmp_path: Path) -> None:
 
 
 def test_many_versions(tmp_path: Path) -> None:
-    """The page has places for 32 models at once; the 35th version of one in a row is served and counted from one all the same."""
-    put(tmp_path, "m", identity(), "")
+    """The page has places for 64 models; the 35th version of two in a row is served and counted from one all the same."""
+    assert 2 * 35 > MODEL_PLACES
+    for name in ("m", "n"):
+        put(tmp_path, name, identity(), "")
     with Server(tmp_path) as server:
         for version in range(2, 36):
             assert server.infer("m", PLAIN)[1]["model_version"] == str(version - 1)
-            put(tmp_path, "m", identity(), "", version=version)
+            for name in ("m", "n"):
+                put(tmp_path, name, identity(), "", version=version)
             server.reload()
             server.wait(lambda: _settled(server), "the old to leave")
         assert server.infer("m", PLAIN)[1]["model_version"] == "35"

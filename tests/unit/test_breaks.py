@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from server.processes import fork_child
 from server.scoreboard import now_ms
-from server.warmup import breaks
+from server.warmup import breaks, polite
 from server.warmup.breaks import Breaks
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Say
@@ -40,6 +43,11 @@ def left() -> int:
     return int(found)
 
 
+def timers() -> int:
+    """How many timers this process has."""
+    return Path("/proc/self/timers").read_text().count("notify:")
+
+
 def work(milliseconds: int = 0) -> int:
     """Native calls until there have been enough breaks, or for so long at most; gives how many breaks there were."""
     before, end = left(), now_ms() + (milliseconds or LONG)
@@ -63,16 +71,30 @@ def test_breaks(own: Breaks) -> None:
 
 
 def test_close(own: Breaks) -> None:
-    """No breaks are left after the end, also when another thread says so and theirs is gone; they may begin anew."""
+    """No timer is left after the end, also when another thread says so and theirs is gone; they may begin anew."""
+    before = timers()
     thread = threading.Thread(target=own.begin)
     thread.start()
     thread.join()
+    assert timers() == before + 1
+
     own.close()
     own.end()
-    assert work(100) < ENOUGH
 
+    assert timers() == before
     own.begin()
     assert work() >= ENOUGH
+
+
+def test_own_clock() -> None:
+    """By the clock of the thread itself they are taken while it works, and it is not woken up from its sleep."""
+    own = Breaks(time.CLOCK_THREAD_CPUTIME_ID)
+    own.begin()
+    assert work() >= ENOUGH
+    before = left()
+    time.sleep(0.5)
+    own.close()
+    assert left() - before < ENOUGH
 
 
 def test_a_child_has_none(own: Breaks) -> None:
@@ -82,24 +104,45 @@ def test_a_child_has_none(own: Breaks) -> None:
     assert os.waitpid(pid, 0)[1] == 0
 
 
-def test_no_timers(own: Breaks, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timers", [{}, {"timer_create": lambda *_: -1}], ids=["library", "kernel"])
+def test_no_timers(own: Breaks, monkeypatch: pytest.MonkeyPatch, timers: dict[str, Any]) -> None:
     """Where the C library has no such timers, or the kernel gives none, the work is done without breaks."""
-    monkeypatch.setattr(breaks, "_libc", ctypes.CDLL("libm.so.6"))
+    monkeypatch.setattr(breaks, "_libc", SimpleNamespace(signal=lambda *_: None, usleep=None, **timers))
+
     own.begin()
+
+    assert own.timer is None
     own.end()
     own.close()
-    assert own.timer is None
 
 
-def test_aside() -> None:
-    """Whoever stands back takes breaks in its units, the thread that serves takes none."""
+def test_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stands back takes breaks in its units, where they bear it; the thread that serves takes none."""
+    monkeypatch.setattr(polite, "stand_back", lambda: None)  # or a busy machine would keep it from its work
+    monkeypatch.setattr(polite, "LOOK", LONG)
     pace = Polite(lambda: now_ms() + LONG, aside=True)
     try:
         assert pace.aside(work) >= ENOUGH
+        assert pace.aside(partial(work, 100), breaks=False) < ENOUGH
         assert work(100) < ENOUGH
     finally:
         pace.close()
     assert pace.breaks.timer is None
+
+
+@pytest.mark.parametrize("polite_ms", [LONG, 500], ids=["no processor", "time is up"])
+def test_breaks_end(monkeypatch: pytest.MonkeyPatch, polite_ms: int) -> None:
+    """Who gets no processor would come to nothing but breaks, so they end, and so they do when the time to be polite is over."""
+    if polite_ms == LONG:
+        monkeypatch.setattr(polite, "counted", lambda _: (0.0, 0.0))
+    end = now_ms() + polite_ms
+    pace = Polite(lambda: end, aside=True)
+    ended = threading.Event()
+    monkeypatch.setattr(pace.breaks, "end", ended.set)
+    try:
+        assert pace.aside(lambda: ended.wait(LONG))
+    finally:
+        pace.close()
 
 
 def test_children_take_breaks() -> None:

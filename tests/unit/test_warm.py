@@ -14,6 +14,7 @@ from server.models.operator import OperatorPython
 from server.refusals import BadInputError
 from server.tensors import Array, Tensors
 from server.warmup import warm
+from server.warmup.polite import Pace
 from tests.unit.fakes import FakeSession, echo, model, rows
 
 LIMIT = warm.MOST_RUNS
@@ -65,6 +66,20 @@ def test_settled(monkeypatch: pytest.MonkeyPatch, times: list[float], first: flo
 
     assert ((1,), runs) == (settled.shape, settled.runs)
     assert [first, steady] == pytest.approx([settled.first_ms, settled.steady_ms])
+
+
+@pytest.mark.parametrize(
+    ("times", "steady", "runs"),
+    [([5], 5, 3), ([300, 60, 90], 60, 3), ([60, 60, 300], 60, 3), ([20, 500, 40], 40, 3), ([100, 400, 60], 60, 4)],
+)
+def test_settled_beside(monkeypatch: pytest.MonkeyPatch, times: list[float], steady: float, runs: int) -> None:
+    """Beside others three runs will do, of which neither the cold one counts nor a noisy one; one that compiles is none."""
+    clock = Clock(times)
+    monkeypatch.setattr(warm, "time", clock)
+
+    (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None, pace=Pace())
+
+    assert [runs, steady] == pytest.approx([only.runs, only.steady_ms])
 
 
 @pytest.mark.parametrize(
