@@ -85,6 +85,8 @@ class Handlers:
         self.arbiter = arbiter
         self.master = master
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
+        self.put_off = False
+        """Whether workers have ended with status 0 of which nobody has taken notice yet."""
         self.cld = self.chld
         self.int = self.quit
 
@@ -93,13 +95,17 @@ class Handlers:
         master, successor = self.master, self.master.successor
         try:
             if any_ended():  # looked at first: gunicorn takes the status of whatever ends between our look and its own
-                ends.update(master.watch([*self.arbiter.WORKERS, *([successor.pid] if successor.pid else [])]))
-                self.reap()
+                ended = master.watch([*self.arbiter.WORKERS, *([successor.pid] if successor.pid else [])])
+                ends.update(ended)
+                # So ends a worker that was asked to. Who has asked all of us, by a signal to the group, is heard first.
+                self.put_off = not self.put_off and 0 in ended.values()
+                if not self.put_off:
+                    self.reap()
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
             master.tick()
         finally:
-            _rearm(BUSY_SECONDS if master.busy else IDLE_SECONDS)
+            _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
         if master.over:
             if successor.warm and self.arbiter.log:
                 systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)

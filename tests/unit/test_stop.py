@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGKILL
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -48,3 +49,23 @@ def test_sockets_are_shut_first(
     with pytest.raises(StopIteration):
         Handlers(cast("Any", arbiter), cast("Any", master)).term()
     assert done == ["shut ['socket']"] * shut + ["stop", "signals"]
+
+
+@pytest.mark.parametrize(("how", "reaped"), [(0, [0, 1, 1, 2]), (SIGKILL, [1, 2, 3, 4])], ids=["asked", "killed"])
+def test_who_asked_is_heard_first(monkeypatch: pytest.MonkeyPatch, how: int, reaped: list[int]) -> None:
+    """A worker that has ended as it does when it is asked to waits one turn for notice, in which our own signal may come."""
+    taken: list[int] = []
+    monkeypatch.setattr(signals, "any_ended", lambda: True)
+    monkeypatch.setattr(signals, "_rearm", lambda _: None)
+    monkeypatch.setattr(signals, "ends", {})
+    arbiter = SimpleNamespace(handle_chld=lambda: taken.append(1), handle_quit=None, WORKERS={7: None}, reexec_pid=0)
+    master = SimpleNamespace(
+        successor=SimpleNamespace(pid=0), watch=lambda pids: dict.fromkeys(pids, how), tick=lambda: None, busy=False, over=False
+    )
+    handlers = Handlers(cast("Any", arbiter), cast("Any", master))
+    seen = []
+    for _ in reaped:
+        handlers.chld()
+        seen.append(len(taken))
+    assert seen == reaped
+    assert signals.ends == {7: how}
