@@ -90,7 +90,7 @@ class Polite(Pace):
         if not self.pool:
             return self.here(unit)
         ran, kept = counted(self._task / "schedstat")
-        future = self.pool.submit(self._behind if breaks else _at_once, unit)
+        future = self.pool.submit(self._behind, unit) if breaks else self.pool.submit(unit)
         while not wait([future], LOOK).done:
             before, (ran, kept) = (ran, kept), counted(self._task / "schedstat")
             if kept - before[1] >= ran - before[0] or not self._polite():
@@ -136,10 +136,6 @@ class Polite(Pace):
             return unit()
         finally:
             self.breaks.end()
-
-
-def _at_once(unit: Callable[[], T]) -> T:
-    return unit()
 
 
 def process_stands_back() -> None:

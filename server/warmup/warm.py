@@ -154,7 +154,7 @@ def _blamed(where: str) -> Iterator[None]:
 
 
 def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: float) -> list[float]:
-    """Times in milliseconds of runs until they get no faster, two windows at least unless time runs out; or until one will do."""
+    """Times in milliseconds of runs until they get no faster, two windows and `LEAST_RUNS` unless time is up; or one will do."""
     window = WINDOW if pace is FULL_SPEED else WINDOW_BESIDE
 
     def timed() -> float:
