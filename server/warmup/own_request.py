@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +32,9 @@ class OwnRequest:
 
     def send(self, exchange: Exchange, pace: Pace) -> float:
         """Seconds until its answer, less those for which others had the processor. Raises `ModelError` if that is not 200."""
-        before, start = pace.waited(), time.perf_counter()
+        start = pace.clock()
         answer = exchange(self.content)
-        took = time.perf_counter() - start - (pace.waited() - before)
+        took = pace.clock() - start
         status = answer[:64].split(b"\r\n", 1)[0]
         if b" 200 " not in status:
             body = answer.partition(b"\r\n\r\n")[2][:300].decode(errors="replace")

@@ -53,8 +53,12 @@ class Pace:
         """Do what the calling thread must do itself."""
         return unit()
 
+    def clock(self) -> float:
+        """Seconds on a clock for what the calling thread does; it does not count for what others keep that waiting."""
+        return time.perf_counter()
+
     def waited(self) -> float:
-        """Seconds that the thread of a unit has been kept waiting by others so far: no part of what the unit takes."""
+        """Seconds for which the calling thread has been kept waiting by others so far."""
         return 0.0
 
     def close(self) -> None:
@@ -105,6 +109,10 @@ class Polite(Pace):
         if self._polite() and not (COUNTED.exists() and waited() - before < NOTICED * took):
             time.sleep(min(took, LONGEST_REST))
         return result
+
+    def clock(self) -> float:
+        """Seconds; it stands still while the thread waits for a processor."""
+        return own_time()
 
     def waited(self) -> float:
         """Seconds, as the kernel counts them."""
@@ -159,6 +167,14 @@ def stand_back() -> None:
     """
     with suppress(OSError):  # a sandbox that refuses this
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def own_time() -> float:
+    """Seconds on a clock that stands still while this thread waits for a processor."""
+    while True:
+        kept, now = waited(), time.perf_counter()
+        if waited() == kept:  # else it waited between the two looks, and a short run could seem to take less than nothing
+            return now - kept
 
 
 def waited() -> float:

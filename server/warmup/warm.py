@@ -16,7 +16,7 @@ from server.models.shapes import Shape
 from server.refusals import ModelFailedError
 from server.tensors import FLOATS, Tensors
 from server.warmup import samples
-from server.warmup.polite import FULL_SPEED, Pace, waited
+from server.warmup.polite import FULL_SPEED, Pace, own_time
 
 WINDOW = 3
 """Runs that are compared with the runs before them."""
@@ -97,13 +97,13 @@ def runs_well(model: Model, shape: Shape) -> bool:
 
     Clients are not trusted: what one of them sends must not be able to refuse a reload.
     """
-    start, before = time.monotonic(), waited()
+    start = own_time()
     try:
         _prepared(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")()
     except (ExitError, MemoryError) as error:
         _log.warning("%s: not warmed", error)
         return False
-    return time.monotonic() - start - (waited() - before) < LONGEST_REMEMBERED
+    return own_time() - start < LONGEST_REMEMBERED
 
 
 def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str]]:
@@ -158,10 +158,9 @@ def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: floa
     window = WINDOW if pace is FULL_SPEED else WINDOW_BESIDE
 
     def timed() -> float:
-        before, start = pace.waited(), time.perf_counter()
+        start = pace.clock()
         run()
-        took = time.perf_counter() - start
-        return (took - (pace.waited() - before)) * 1e3
+        return (pace.clock() - start) * 1e3
 
     times: list[float] = []
     end = time.monotonic() + seconds

@@ -14,7 +14,7 @@ import pytest
 from server.exits import ModelError
 from server.scoreboard import NEVER
 from server.tensors import DTYPES, Array, Tensors
-from server.warmup import own_request, rehearsal, run_through, samples
+from server.warmup import own_request, polite, rehearsal, run_through, samples
 from server.warmup.polite import FULL_SPEED, Polite
 from tests.unit.fakes import model, rows, save
 
@@ -95,7 +95,7 @@ def test_in_brief() -> None:
 def test_in_brief_until_as_fast(monkeypatch: pytest.MonkeyPatch, slow: int, rounds: int) -> None:
     """In brief a shape is sent again while it is slower than it should be, a few times."""
     clock = SimpleNamespace(now=0.0, rounds=0)
-    monkeypatch.setattr(own_request, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(polite, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
 
     def exchange(_content: bytes) -> bytes:
         clock.rounds += 1
@@ -232,7 +232,7 @@ class Clock:
 
 def rehearsed(monkeypatch: pytest.MonkeyPatch, clock: Clock, p95_ms: float | None) -> int:
     """Rehearse by a clock; give how many requests were sent."""
-    for module in (rehearsal, own_request):
+    for module in (rehearsal, polite):
         monkeypatch.setattr(module, "time", clock)
     rehearsal.rehearse(model(batch_sizes=[1], p95_ms=p95_ms), clock.exchange, lambda _: None)
     return len(clock.sent)

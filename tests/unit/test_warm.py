@@ -13,7 +13,7 @@ from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.refusals import BadInputError
 from server.tensors import Array, Tensors
-from server.warmup import warm
+from server.warmup import polite, warm
 from server.warmup.polite import Pace
 from tests.unit.fakes import FakeSession, echo, model, rows
 
@@ -39,11 +39,17 @@ class Clock:
 
     monotonic = perf_counter
 
+    def rules(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have it be what runs are timed by; nobody is kept waiting."""
+        for module in (warm, polite):
+            monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(polite, "waited", lambda: 0.0)
+
 
 def warmed(monkeypatch: pytest.MonkeyPatch, times: Iterable[float]) -> warm.Warmed:
     """Warm a model of one shape by a clock of its own."""
     clock = Clock(times)
-    monkeypatch.setattr(warm, "time", clock)
+    clock.rules(monkeypatch)
     (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None)
     return only
 
@@ -75,7 +81,7 @@ def test_settled(monkeypatch: pytest.MonkeyPatch, times: list[float], first: flo
 def test_settled_beside(monkeypatch: pytest.MonkeyPatch, times: list[float], steady: float, runs: int) -> None:
     """Beside others three runs will do, of which neither the cold one counts nor a noisy one; one that compiles is none."""
     clock = Clock(times)
-    monkeypatch.setattr(warm, "time", clock)
+    clock.rules(monkeypatch)
 
     (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None, pace=Pace())
 
@@ -89,7 +95,7 @@ def test_settled_beside(monkeypatch: pytest.MonkeyPatch, times: list[float], ste
 def test_known(monkeypatch: pytest.MonkeyPatch, times: list[float], known: float, steady: float, runs: int) -> None:
     """Where others know how long a shape takes, it runs until it is as fast, or has settled; what is kept is the less of both."""
     clock = Clock(times)
-    monkeypatch.setattr(warm, "time", clock)
+    clock.rules(monkeypatch)
 
     (only,) = warm.warm(model(clock.run, batch_sizes=[1]), lambda _: None, known=[known])
 
@@ -280,6 +286,6 @@ def test_runs_well(caplog: pytest.LogCaptureFixture, run: Any, well: bool) -> No
 def test_slow_is_not_well(monkeypatch: pytest.MonkeyPatch, times: list[float], well: bool) -> None:  # noqa: FBT001
     """A shape that takes long is not warmed either."""
     clock = Clock(times)
-    monkeypatch.setattr(warm, "time", clock)
+    clock.rules(monkeypatch)
 
     assert warm.runs_well(model(clock.run, batch_sizes=None), (7,)) is well
