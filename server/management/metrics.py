@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from server.management.memory import Memory
 from server.management.view import View
 from server.readiness import phase_seconds, text
-from server.scoreboard import BUCKETS, Records, Snapshot
+from server.scoreboard import BUCKETS, Snapshot
 from server.states import Phase, State
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -130,12 +129,7 @@ class _Reading:
             for metric, meaning, label, fields in table:
                 family = CounterMetricFamily(f"warmfork_{metric}", meaning, labels=["model", "version", *filter(None, [label])])
                 for value, field in fields.items():
-                    sums = _per_model(self.snapshot.slots, field)
+                    counters = self.snapshot.slots["models"][field]
                     for index, name, version in models:
-                        family.add_metric([name, version, *filter(None, [value])], float(sums[index]) / unit)
+                        family.add_metric([name, version, *filter(None, [value])], float(counters[:, index].sum()) / unit)
                 yield family
-
-
-def _per_model(slots: Records, field: str) -> Records:
-    total: Records = np.sum(slots["models"][field], axis=0)
-    return total

@@ -156,6 +156,41 @@ def test_glance() -> None:
     assert glance.slots.nbytes < SLOTS * 1000
 
 
+def test_a_state_comes_after_what_led_to_it() -> None:
+    """A copy that shows a worker in a state has all that the worker wrote before it came there."""
+    board = Scoreboard.create(SLOTS)
+    board.header["names"][0][63] = b"m/1"
+    program = """
+import sys
+from server.scoreboard import Scoreboard
+board = Scoreboard(int(sys.argv[1]))
+print("on", flush=True)
+count = 0
+while True:
+    count += 1
+    board.slots["models"]["rows"][1][63] = count
+    board.slots["phases"][1][0] = count
+    board.slots["word"][1] = count
+"""
+    with writer(board, program):
+        reads, last = 0, 0
+        while reads < READS or not last:
+            slot = board.snapshot().slots[1]
+            counts = [int(slot["phases"][0]), int(slot["models"]["rows"][63])]
+            last = int(slot["word"])
+            assert min(counts) >= last
+            reads += 1
+
+
+def test_only_named_models_are_copied() -> None:
+    """What no model has counted is not copied, however many places there are: a page of many workers is large."""
+    board = Scoreboard.create(SLOTS)
+    board.header["names"][0][3] = b"m/1"
+    board.slots["models"]["rows"][:, 3:5] = 7
+
+    assert [0, 0, 0, 7, 0] == board.snapshot().slots["models"]["rows"][1][:5].tolist()
+
+
 def test_model_index() -> None:
     """A model is found by its whole key."""
     board = Scoreboard.create(1)
@@ -168,6 +203,7 @@ def test_model_index() -> None:
 def test_words_are_whole() -> None:
     """While another process flips words as fast as it can, a reader only ever sees one or the other, also in a copy."""
     board = Scoreboard.create(SLOTS)
+    board.header["names"][0][3] = b"m/1"
     whole = {0, ONE, OTHER}
     seen: set[int] = set()
 
