@@ -23,6 +23,7 @@ _boot: list[Boot] = []
 def post_fork(_arbiter: Arbiter, worker: Any) -> None:
     """Become a worker: die with the master, take no signal of its, keep nothing of other generations, load."""
     master = hooks_master.master
+    processes.keep_shared()
     processes.die_with_parent(worker.ppid)
     processes.default_signals()
     processes.release_signals()

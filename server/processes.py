@@ -94,6 +94,7 @@ def fork_child(run: Callable[[], int]) -> int:
 def _be_child(parent: int, run: Callable[[], int]) -> NoReturn:
     status = 70
     try:
+        keep_shared()
         die_with_parent(parent)
         default_signals()
         release_signals()
@@ -131,6 +132,11 @@ def alive(pid: int, parent: int) -> bool:
     return state not in (b"Z", b"X") and int(ppid) == parent
 
 
+def keep_shared() -> None:
+    """In a child: never collect what it was forked with, since that writes into every object's header and so copies its page."""
+    gc.freeze()
+
+
 def share_heap() -> None:
     """Have all threads allocate from one heap, which keeps what was freed for the next request.
 
@@ -144,16 +150,6 @@ def share_heap() -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT)
 
 
-def settle_heap() -> None:
-    """Before a fork: collect, give back to the system what was freed, and freeze what is left.
-
-    A collection in a child would otherwise write into every object's header, and so copy its page.
-    """
-    gc.collect()
-    trim_heap()
-    gc.freeze()
-
-
 def expendable(*, yes: bool) -> None:
     """Have the kernel end this process, and not one that serves, when memory runs out; or no longer.
 
@@ -163,8 +159,9 @@ def expendable(*, yes: bool) -> None:
         _OOM.write_text("1000" if yes else _USUAL, encoding="ascii")
 
 
-def trim_heap() -> None:
-    """Give back to the system what was freed: a load leaves behind as much as it read, and every fork would count it."""
+def clear_heap() -> None:
+    """Collect, and give back to the system what was freed: a load leaves as much as it read, and every fork would count it."""
+    gc.collect()
     trim = getattr(_libc, "malloc_trim", None)  # glibc's own
     if trim:
         trim(0)

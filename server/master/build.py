@@ -6,6 +6,7 @@ Each step that may hang or crash happens in a child first. None but the load, wh
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import signal
 import time
@@ -25,7 +26,7 @@ from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.source import shares_compiled, source, text
-from server.processes import settle_heap
+from server.processes import clear_heap
 from server.settings import Settings
 from server.states import Phase
 from server.warmup.child import ThrowAwayChild
@@ -81,12 +82,12 @@ class Build:
         self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
         self.changed = [files for files in self.files if files.key not in self.held]
         self.child: ThrowAwayChild | None = None
-        self.loaded = False
+        self.loaded: list[Holding] = []
         if self.held:
             _log.info("Generation %d: unchanged, and kept: %s", number, ", ".join(self.held))
         if self.changed:
             say(Phase.TRYING, "trial")
-            self._start(self._trial)
+            self._start()
 
     def step(self, timeout: float) -> bool:
         """Go on for up to `timeout` seconds, the load itself aside. True when the generation is complete; raises `ExitError`."""
@@ -117,14 +118,14 @@ class Build:
             if holding.stamp == self.stamps.get(key) and holding.met == self.remembered.get(key, ()):
                 yield replace(holding, index=self.words.index(key), kept_from=serving.number)
 
-    def _start(self, child: Callable[[], ThrowAwayChild]) -> None:
-        self.again = child
-        self.child = child()
+    def _start(self) -> None:
+        self.child = survival(self.loaded, self.settings, polite=self.polite) if self.loaded else self._trial()
         self.hurries = time.monotonic() + POLITE * self.settings.boot_timeout
 
     def _trial(self) -> ThrowAwayChild:
         child = trial(self.changed, self.settings, self.remembered, polite=self.polite)
-        child.relay = lambda message: self.say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
+        say = self.say  # not `self`: a circle with this child would be frozen in the first build, and hold its models for ever
+        child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
         return child
 
     def _hurry(self, child: ThrowAwayChild) -> None:
@@ -132,44 +133,59 @@ class Build:
         _log.info("%s: not done behind those that serve in %g s, begins anew", child.name, POLITE * self.settings.boot_timeout)
         child.close()
         self.polite = False
-        self._start(self.again)
+        self._start()
 
     def _load_all(self, findings: Sequence[Finding]) -> None:
         """Load what has changed, and start a child that shows whether it survives a fork."""
-        loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
-        settle_heap()
-        self.held |= {holding.files.key: holding for holding in loaded}
-        self.loaded = True
+        if self.generation.number == 1:
+            self._import_engines()
+        self.loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
+        clear_heap()
+        self.held |= {holding.files.key: holding for holding in self.loaded}
         self.say(Phase.FORKING, "trial of the fork")
-        self._start(lambda: survival(loaded, self.settings, polite=self.polite))
+        self._start()
+
+    def _import_engines(self) -> None:
+        """Before the first model, so that what is collected when a generation has gone is what models brought, and no library."""
+        for files in self.changed:
+            with self._loading(files):
+                engine_for(files.path)
+        clear_heap()
+        gc.freeze()
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
+        with self._loading(files):
+            engine = engine_for(files.path)  # its import is shared, if not its session
+            python = operator.load(files)
+            session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
+            holding = Holding(
+                files=files,
+                python=python,
+                text=text(files),
+                session=session,
+                finding=finding,
+                index=self.words.index(files.key),
+                stamp=self.stamps[files.key],
+                remembered=tuple(tuple(shape) for shape in finding.remembered),
+                met=self.remembered.get(files.key, ()),
+            )
+            if session and shares_compiled(source(files, python), self.settings.threads):
+                once(holding.open(1), lambda step: self.say(Phase.LOADING, f"{step}, finding it compiled"))
+        return holding
+
+    @contextmanager
+    def _loading(self, files: ModelFiles) -> Iterator[None]:
+        """Bound what is done for a model in the master itself; its files must stay as they are, the process fit to fork."""
         where = f"model {files.key}: loading in the master"
         self.say(Phase.LOADING, where)
         self._same(files)
         try:
             with fork_safe(where), _deadline(files, self.settings.boot_timeout, self.mind):
-                engine = engine_for(files.path)  # its import is shared, if not its session
-                python = operator.load(files)
-                session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
-                holding = Holding(
-                    files=files,
-                    python=python,
-                    text=text(files),
-                    session=session,
-                    finding=finding,
-                    index=self.words.index(files.key),
-                    stamp=self.stamps[files.key],
-                    remembered=tuple(tuple(shape) for shape in finding.remembered),
-                    met=self.remembered.get(files.key, ()),
-                )
-                if session and shares_compiled(source(files, python), self.settings.threads):
-                    once(holding.open(1), lambda step: self.say(Phase.LOADING, f"{step}, finding it compiled"))
+                yield
         except MemoryError:
             message = f"{where}: memory ran out"
             raise ResourceError(message) from None
         self._same(files)
-        return holding
 
     def _same(self, files: ModelFiles) -> None:
         """Raise `ConfigurationError` unless the files are still those that the trial loaded."""

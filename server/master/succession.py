@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import time
@@ -16,7 +15,7 @@ from server.master.capacity import Room
 from server.master.words import Words
 from server.master.workforce import Workforce
 from server.models.generation import Generation
-from server.processes import settle_heap
+from server.processes import clear_heap
 from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import Phase, State
@@ -121,8 +120,7 @@ class Succession:
             self.one_by_one, self.replaced = False, None
         if self.forgotten:
             self.forgotten = False
-            gc.unfreeze()
-            settle_heap()
+            clear_heap()
         if self.build:
             with self._refusing():
                 if self.build.step(0):

@@ -7,7 +7,6 @@ process; the master reads why.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import logging
 import os
 import resource
@@ -25,7 +24,7 @@ from server.exits import ExitError, ModelError, ResourceError
 from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.model import Model
-from server.processes import expendable, share_heap, trim_heap
+from server.processes import clear_heap, expendable, share_heap
 from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
 from server.settings import Settings
@@ -126,8 +125,7 @@ class Boot:
             serving.counters.on = True
             for model in self.models:
                 model.session.settle()
-            gc.collect()
-            trim_heap()
+            clear_heap()
 
     def _rehearse(self, model: Model, exchange: Exchange) -> None:
         """In brief beside others, unless there is a bound that no worker of this generation has shown to hold."""

@@ -188,8 +188,6 @@ def opened() -> Iterator[Start]:
                 server.settle()
             return server
 
-        # Without forks the heap of the tests is not to be frozen: what hangs together in it would stay for ever.
-        patch.setattr(succession, "settle_heap", lambda: None)
         yield start
         for server in servers:
             server.close()

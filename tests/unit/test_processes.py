@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import select
@@ -16,6 +17,8 @@ from hooks.signals import hold_around_forks
 from server import processes
 
 HANG = 3600
+LEFT = 1000
+"""More objects than a child makes on its way, fewer than a test has."""
 
 
 def hang() -> int:
@@ -33,6 +36,16 @@ def test_fork_child() -> None:
     """A child leaves with what its function returns, or with 70 if that raises; it never comes back into the parent's code."""
     assert 7 == ended(processes.fork_child(lambda: 7))
     assert 70 == ended(processes.fork_child(lambda: int("x")))
+
+
+def test_child_keeps_what_is_shared() -> None:
+    """A collection in a child leaves alone all that it was forked with; its parent goes on collecting."""
+    frozen = gc.get_freeze_count()
+
+    assert 0 == ended(processes.fork_child(lambda: len(gc.get_objects()) > LEFT))
+
+    assert frozen == gc.get_freeze_count()
+    assert len(gc.get_objects()) > LEFT
 
 
 def test_signal_during_a_fork() -> None:

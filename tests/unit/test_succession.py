@@ -130,11 +130,11 @@ def test_nobody_holds_what_is_collected(start: Start, monkeypatch: pytest.Monkey
     gone = weakref.ref(old)
     held: list[bool] = []
 
-    def settle_heap() -> None:
+    def clear_heap() -> None:
         gc.collect()
         held.append(gone() is not None)
 
-    monkeypatch.setattr(succession, "settle_heap", settle_heap)
+    monkeypatch.setattr(succession, "clear_heap", clear_heap)
     del old
     server.reload()
 
@@ -189,7 +189,7 @@ def test_nothing_is_left_of_what_is_taken_back(start: Start) -> None:
 def test_collects_only_what_has_gone(start: Start, monkeypatch: pytest.MonkeyPatch, *, new: bool) -> None:
     """The master looks through its heap, which takes long, when a model has gone, not when the next generation has them all."""
     collected = []
-    monkeypatch.setattr(succession, "settle_heap", lambda: collected.append(1))
+    monkeypatch.setattr(succession, "clear_heap", lambda: collected.append(1))
     server = start(active=1)
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
     models = [SimpleNamespace(finding=object()), SimpleNamespace(finding=object())]
