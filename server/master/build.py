@@ -44,7 +44,7 @@ _log = logging.getLogger("gunicorn.error")
 
 
 class Build:
-    """A generation in the making. `step` until it gives True; `generation` is then complete."""
+    """A generation in the making. `step` until it gives that."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class Build:
         called again and again during a load. `polite`: somebody serves beside it.
         Raises `ConfigurationError` if the repository is wrong.
         """
+        self.number = number
         self.settings = settings
         self.words = words
         self.remembered = words.remembered()
         self.say = say
         self.mind = mind
-        self.generation = Generation(number)
         try:
             self.files = repository.scan(settings.models)
             self.stamps = {files.key: files.stamp() for files in self.files}
@@ -89,22 +89,25 @@ class Build:
             say(Phase.TRYING, "trial")
             self._start()
 
-    def step(self, timeout: float) -> bool:
-        """Go on for up to `timeout` seconds, the load itself aside. True when the generation is complete; raises `ExitError`."""
+    def step(self, timeout: float) -> Generation | None:
+        """Go on for up to `timeout` seconds, the load itself aside. Gives the generation once complete; raises `ExitError`."""
         if self.child:
             if not self.child.step(timeout):
                 if self.polite and time.monotonic() > self.hurries:
                     self._hurry(self.child)
-                return False
+                return None
             findings = self.child.verdict()
             if not self.loaded:
                 self._load_all(findings)
-                return False
+                return None
+        generation = Generation(self.number)
         for files in self.files:
             if files not in self.changed:
                 self._same(files)  # what is not shared is read again by each worker
-            self.generation.holdings.append(self.held[files.key])
-        return True
+            generation.holdings.append(self.held[files.key])
+        # The first build is frozen. If anything led back to it (a traceback that a module has kept), it would keep its models.
+        self.held, self.loaded, self.child = {}, [], None
+        return generation
 
     def close(self) -> None:
         """End the child at hand, if any."""
@@ -124,7 +127,7 @@ class Build:
 
     def _trial(self) -> ThrowAwayChild:
         child = trial(self.changed, self.settings, self.remembered, polite=self.polite)
-        say = self.say  # not `self`: a circle with this child would be frozen in the first build, and hold its models for ever
+        say = self.say  # and no circle with `self`
         child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
         return child
 
@@ -137,7 +140,7 @@ class Build:
 
     def _load_all(self, findings: Sequence[Finding]) -> None:
         """Load what has changed, and start a child that shows whether it survives a fork."""
-        if self.generation.number == 1:
+        if self.number == 1:
             self._import_engines()
         self.loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
         clear_heap()
@@ -146,15 +149,18 @@ class Build:
         self._start()
 
     def _import_engines(self) -> None:
-        """Before the first model, so that what is collected when a generation has gone is what models brought, and no library."""
+        """Freeze them before the first model: they are most of what a collection would go through when a generation has gone.
+
+        What is imported later (by an engine that a reload brings, a compiler, the operator's Python) is gone through.
+        """
         for files in self.changed:
-            with self._loading(files):
+            with self._loading(files, "importing its engine"):
                 engine_for(files.path)
         clear_heap()
         gc.freeze()
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
-        with self._loading(files):
+        with self._loading(files, "loading"):
             engine = engine_for(files.path)  # its import is shared, if not its session
             python = operator.load(files)
             session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
@@ -174,9 +180,9 @@ class Build:
         return holding
 
     @contextmanager
-    def _loading(self, files: ModelFiles) -> Iterator[None]:
+    def _loading(self, files: ModelFiles, step: str) -> Iterator[None]:
         """Bound what is done for a model in the master itself; its files must stay as they are, the process fit to fork."""
-        where = f"model {files.key}: loading in the master"
+        where = f"model {files.key}: {step} in the master"
         self.say(Phase.LOADING, where)
         self._same(files)
         try:

@@ -103,15 +103,15 @@ class Master:
     def first(self) -> None:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
         build = self.succession.begin()
-        while not build.step(0.1):
+        while not (generation := build.step(0.1)):
             self.mind()
-        findings = [holding.finding for holding in build.generation.holdings]
+        findings = [holding.finding for holding in generation.holdings]
         if self.predecessor and self.beside:
             active = Room(self.settings, findings, self.predecessor.pid).first(self.predecessor.active)
         else:
             active = Room(self.settings, findings).first()
         self.board.set("active", active)
-        self.succession.boot(build.generation)
+        self.succession.boot(generation)
 
     def fork(self, worker: Any) -> None:
         """Before a fork: decide what the worker is for. Whatever goes wrong refuses this fork alone."""

@@ -123,9 +123,9 @@ class Succession:
             clear_heap()
         if self.build:
             with self._refusing():
-                if self.build.step(0):
-                    self.built, self.build = self.build.generation, None
-                    self.words.say(f"generation {self.built.number}: waits for older workers to leave")
+                if generation := self.build.step(0):
+                    self.built, self.build = generation, None
+                    self.words.say(f"generation {generation.number}: waits for older workers to leave")
         if self.built and not self.workforce.others(self.serving):
             with self._refusing():
                 self.boot(self.built)

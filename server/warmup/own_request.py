@@ -32,9 +32,10 @@ class OwnRequest:
 
     def send(self, exchange: Exchange, pace: Pace) -> float:
         """Seconds until its answer, less those for which others had the processor. Raises `ModelError` if that is not 200."""
-        start = pace.clock()
-        answer = exchange(self.content)
-        took = pace.clock() - start
+        with pace.clock() as clock:
+            start = clock()
+            answer = exchange(self.content)
+            took = clock() - start
         status = answer[:64].split(b"\r\n", 1)[0]
         if b" 200 " not in status:
             body = answer.partition(b"\r\n\r\n")[2][:300].decode(errors="replace")

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from server.scoreboard import now_ms
 from server.warmup.breaks import Breaks
+from server.warmup.waiting import COUNTED, counted, own_clock, waited
 
 POLITE = 0.2
 """Of the time that a worker may take to boot, how long it is polite: what is left must do for all of it at full speed."""
@@ -28,8 +29,6 @@ LOOK = 0.05
 """Seconds between two looks at the thread that stands back."""
 NOTICED = 0.02
 """Of the time that something took, what it may have waited for a processor where there was one for everybody."""
-COUNTED = Path("/proc/thread-self/schedstat")
-"""Where the kernel says how long a thread has waited for a processor, if it counts that."""
 
 T = TypeVar("T")
 
@@ -53,9 +52,9 @@ class Pace:
         """Do what the calling thread must do itself."""
         return unit()
 
-    def clock(self) -> float:
-        """Seconds on a clock for what the calling thread does; it does not count for what others keep that waiting."""
-        return time.perf_counter()
+    def clock(self) -> AbstractContextManager[Callable[[], float]]:
+        """Give a clock of seconds for what the calling thread does, less those for which others keep it waiting: here none."""
+        return nullcontext(time.perf_counter)
 
     def waited(self) -> float:
         """Seconds for which the calling thread has been kept waiting by others so far."""
@@ -110,9 +109,9 @@ class Polite(Pace):
             time.sleep(min(took, LONGEST_REST))
         return result
 
-    def clock(self) -> float:
-        """Seconds; it stands still while the thread waits for a processor."""
-        return own_time()
+    def clock(self) -> AbstractContextManager[Callable[[], float]]:
+        """Give one that stands still while the thread waits for a processor."""
+        return own_clock()
 
     def waited(self) -> float:
         """Seconds, as the kernel counts them."""
@@ -167,24 +166,3 @@ def stand_back() -> None:
     """
     with suppress(OSError):  # a sandbox that refuses this
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def own_time() -> float:
-    """Seconds on a clock that stands still while this thread waits for a processor."""
-    while True:
-        kept, now = waited(), time.perf_counter()
-        if waited() == kept:  # else it waited between the two looks, and a short run could seem to take less than nothing
-            return now - kept
-
-
-def waited() -> float:
-    """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
-    return counted(COUNTED)[1]
-
-
-def counted(file: Path) -> tuple[float, float]:
-    """Seconds that a thread has run and has waited for a processor, as its `schedstat` says; 0 where nobody counts them."""
-    with suppress(OSError, ValueError):
-        ran, kept, _ = file.read_bytes().split()
-        return int(ran) / 1e9, int(kept) / 1e9
-    return 0.0, 0.0

@@ -16,7 +16,8 @@ from server.models.shapes import Shape
 from server.refusals import ModelFailedError
 from server.tensors import FLOATS, Tensors
 from server.warmup import samples
-from server.warmup.polite import FULL_SPEED, Pace, own_time
+from server.warmup.polite import FULL_SPEED, Pace
+from server.warmup.waiting import own_clock
 
 WINDOW = 3
 """Runs that are compared with the runs before them."""
@@ -97,13 +98,14 @@ def runs_well(model: Model, shape: Shape) -> bool:
 
     Clients are not trusted: what one of them sends must not be able to refuse a reload.
     """
-    start = own_time()
-    try:
-        _prepared(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")()
-    except (ExitError, MemoryError) as error:
-        _log.warning("%s: not warmed", error)
-        return False
-    return own_time() - start < LONGEST_REMEMBERED
+    with own_clock() as clock:
+        start = clock()
+        try:
+            _prepared(model, shape, f"model {model.key}, shape {model.plan.describe(shape)}, met cold before")()
+        except (ExitError, MemoryError) as error:
+            _log.warning("%s: not warmed", error)
+            return False
+        return clock() - start < LONGEST_REMEMBERED
 
 
 def _said(model: Model, say: Callable[[str], None]) -> Iterator[tuple[Shape, str]]:
@@ -158,9 +160,10 @@ def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: floa
     window = WINDOW if pace is FULL_SPEED else WINDOW_BESIDE
 
     def timed() -> float:
-        start = pace.clock()
-        run()
-        return (pace.clock() - start) * 1e3
+        with pace.clock() as clock:
+            start = clock()
+            run()
+            return (clock() - start) * 1e3
 
     times: list[float] = []
     end = time.monotonic() + seconds

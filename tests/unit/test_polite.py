@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -180,26 +179,14 @@ def test_waited(units: Units) -> None:
     assert sorted(seen) == seen
 
 
-@pytest.mark.parametrize("kept", [[], [0], [1], [2], [0, 1], [1, 2, 3, 4]])
-def test_own_time(kept: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run takes what it takes, though its thread is kept from the processor right after some look at what it has waited."""
-    clock = SimpleNamespace(now=100.0, waited=7.0, looks=0)
+def test_clock(units: Units) -> None:
+    """It goes on by itself, and does not go backwards whatever else runs on the machine."""
+    for pace in (units.pace, FULL_SPEED):
+        with pace.clock() as clock:
+            looks = [clock() for _ in range(1000)]
 
-    def waited() -> float:
-        seen: float = clock.waited
-        if clock.looks in kept:
-            clock.now += 1
-            clock.waited += 1
-        clock.looks += 1
-        return seen
-
-    monkeypatch.setattr(polite, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(polite, "waited", waited)
-
-    start = polite.own_time()
-    clock.now += 0.25
-
-    assert 0.25 == polite.own_time() - start
+        assert looks == sorted(looks)
+        assert looks[0] < looks[-1]
 
 
 def test_forks_stand_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.refusals import BadInputError
 from server.tensors import Array, Tensors
-from server.warmup import polite, warm
+from server.warmup import polite, waiting, warm
 from server.warmup.polite import Pace
 from tests.unit.fakes import FakeSession, echo, model, rows
 
@@ -40,10 +41,10 @@ class Clock:
     monotonic = perf_counter
 
     def rules(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Have it be what runs are timed by; nobody is kept waiting."""
-        for module in (warm, polite):
+        """Have it be what runs are timed by; nobody counts how long they wait."""
+        for module in (warm, polite, waiting):
             monkeypatch.setattr(module, "time", self)
-        monkeypatch.setattr(polite, "waited", lambda: 0.0)
+        monkeypatch.setattr(waiting, "COUNTED", Path("/nowhere"))
 
 
 def warmed(monkeypatch: pytest.MonkeyPatch, times: Iterable[float]) -> warm.Warmed:
