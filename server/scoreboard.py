@@ -84,6 +84,7 @@ SLOT = np.dtype(
         ("generation", np.uint64),
         ("role", np.uint64),
         ("leave", np.uint64),  # 1: the TERM that comes with it is the master's own
+        ("missed", np.uint64),  # 1: it replaces a worker that took traffic, and whose place nobody else could take
         ("forked_ns", np.uint64),
         ("failures", np.uint64),  # boots that failed one after another
         ("turn", np.uint64),  # see `server/master/turns.py`
@@ -237,7 +238,7 @@ class Scoreboard:
     def snapshot(self) -> Snapshot:
         """Copy the numbers. Counters of one slot may be an instant apart, but what came before a state is there with it."""
         header, slots = self.header[0].copy(), self._fields(SLOT)
-        # PERF: 150 kilobytes a slot, of which a server with one model uses two.
+        # PERF: 150 kilobytes a slot, of which each model that was ever served uses two.
         for index in np.flatnonzero(header["names"]):
             slots["models"][:, index] = self.slots["models"][:, index]
         return Snapshot(header, slots, now_ms())

@@ -24,6 +24,8 @@ class Slots:
         self.boot_timeout = boot_timeout
         self.failures = 0
         """Boots that failed one after another, anywhere."""
+        self.missed = 0
+        """Workers that took traffic and ended without the master's wish, in whose place nobody has come yet."""
 
     def take(self, generation: int, role: Role) -> int | None:
         """Give a free slot to a worker of `generation` that is about to be forked; None where there is none."""
@@ -39,6 +41,7 @@ class Slots:
         slot["models"]["shapes"] = 0
         slot["generation"] = generation
         slot["role"] = role
+        slot["missed"] = role is Role.ACTIVE and self.found()
         slot["failures"] = self.failures
         slot["forked_ns"] = time.monotonic_ns()
         self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
@@ -50,10 +53,20 @@ class Slots:
 
     def free(self, index: int) -> None:
         """Take back the slot of a worker that has ended; its counters stay."""
+        slot, state = self.board.slots[index], self.board.state(index)
+        served = state not in BOOTING and state is not State.FAILED
+        if slot["role"] == Role.ACTIVE and not slot["leave"] and (served or slot["missed"]):
+            self.missed += 1
         for field in ("pid", "connections", "waiting"):
-            self.board.slots[index][field] = 0
+            slot[field] = 0
         self.board.move(index, Event.REAP)
         self.barrier.drop(index)
+
+    def found(self) -> bool:
+        """Somebody comes in a place where traffic is to be taken: whether he has been missed there."""
+        missed = self.missed > 0
+        self.missed -= missed
+        return missed
 
     def wake(self, generation: int) -> None:
         """Have a generation's workers look at the page again."""

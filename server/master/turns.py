@@ -10,8 +10,8 @@ from server.scoreboard import now_ms
 from server.states import BOOTING, State
 from server.warmup.polite import ALONE, POLITE
 
-JOINING_SECONDS = 2.0
-"""How long a worker is polite that joins others which serve the same."""
+MISSED_SECONDS = 2.0
+"""How long a worker is polite that is missed: it replaces one that took traffic, and needs few runs beside those that serve."""
 AT_ONCE = 4
 """Of so many workers one warms at a time, at least one: a reload takes about so many boots, however many workers there are."""
 
@@ -54,12 +54,12 @@ class Turns:
             warming = sum(slots["turn"][index] > now and slots["barrier"][index] < Point.REHEARSED for index in mine)
             due = [index for index in mine if not slots["turn"][index] and self._begun_ms(index) <= now]
             for index in due[: max(most - warming, 0)]:
-                self._give(index, now + int(self._polite(generation) * 1000))
+                self._give(index, now + int(self._polite(index) * 1000))
 
-    def _polite(self, generation: int) -> float:
-        """How many seconds a worker is polite: where its generation serves it needs few runs, and may be missed."""
+    def _polite(self, index: int) -> float:
+        """How many seconds a worker is polite."""
         longest = POLITE * self.slots.boot_timeout
-        return min(longest, JOINING_SECONDS) if generation <= self.board.get("generation") else longest
+        return min(longest, MISSED_SECONDS) if self.board.slots["missed"][index] else longest
 
     def _begun_ms(self, index: int) -> int:
         """When the back-off of a worker is over, which it waits out before anything else."""

@@ -41,6 +41,41 @@ def test_take_and_free(slots: Slots) -> None:
     assert Role.STANDBY == slots.board.slots["role"][1]
 
 
+@pytest.mark.parametrize(
+    ("role", "moves", "leave", "missed"),
+    [
+        (Role.ACTIVE, 5, False, True),
+        (Role.ACTIVE, 6, False, True),
+        (Role.ACTIVE, 5, True, False),
+        (Role.ACTIVE, 3, False, False),
+        (Role.STANDBY, 5, False, False),
+    ],
+)
+def test_missed(slots: Slots, role: Role, moves: int, *, leave: bool, missed: bool) -> None:
+    """Whoever replaces a worker that took traffic is missed, also after one that failed to; and only who comes first."""
+    take(slots, role=role, moves=moves)
+    slots.board.slots["leave"][0] = leave
+    slots.free(0)
+
+    found = [bool(slots.board.slots["missed"][take(slots)])]
+    slots.free(0)
+    found += [bool(slots.board.slots["missed"][take(slots)]) for _ in range(2)]
+
+    assert [missed, missed, False] == found
+
+
+def test_missed_by_nobody(slots: Slots) -> None:
+    """Where the warm pool has somebody for the place, who refills that is not missed; nor is who is held back."""
+    for index in [take(slots, moves=5), take(slots, moves=5)]:
+        slots.free(index)
+    assert slots.found()
+
+    found = [bool(slots.board.slots["missed"][take(slots, role=role)]) for role in (Role.STANDBY, Role.ACTIVE)]
+
+    assert [False, True] == found
+    assert not slots.found()
+
+
 def test_full_changes_nothing(slots: Slots) -> None:
     """A worker more than there are slots gets none, and no other loses its own."""
     for _ in range(COUNT):

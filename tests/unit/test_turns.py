@@ -7,12 +7,12 @@ import time
 
 from server.barrier import Point
 from server.master.slots import Slots
-from server.master.turns import Turns
+from server.master.turns import MISSED_SECONDS, Turns
 from server.scoreboard import Scoreboard, now_ms
 from server.states import Event, Role
 from server.warmup.polite import ALONE, POLITE
 
-BOOT = 10.0
+BOOT = 100.0
 WAY = (Event.LOAD, Event.WARM, Event.PROVE, Event.ARRIVE, Event.OPEN)
 
 
@@ -114,6 +114,19 @@ def test_replacement() -> None:
     scene.turns.give()
 
     assert [True, False, True] == scene.given(*coming, scene.fork(1))
+
+
+def test_missed() -> None:
+    """Who replaces a worker that took traffic is polite for a moment, who comes besides those that serve for as long as any."""
+    scene = Scene(serving=2)
+    scene.slots.free(0)
+    missed, more = scene.fork(1), scene.fork(1)
+    scene.turns.give()
+    scene.board.slots["barrier"][missed] = Point.REHEARSED
+    scene.turns.give()
+
+    left = [(int(scene.board.slots["turn"][slot]) - now_ms()) / 1000 for slot in (missed, more)]
+    assert 0 < left[0] <= MISSED_SECONDS < POLITE * BOOT - 1 < left[1] <= POLITE * BOOT
 
 
 def test_a_quarter() -> None:
