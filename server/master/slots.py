@@ -41,7 +41,7 @@ class Slots:
         slot["models"]["shapes"] = 0
         slot["generation"] = generation
         slot["role"] = role
-        slot["missed"] = role is Role.ACTIVE and self.found()
+        slot["missed"] = role is Role.ACTIVE and self.fill()
         slot["failures"] = self.failures
         slot["forked_ns"] = time.monotonic_ns()
         self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
@@ -62,8 +62,8 @@ class Slots:
         self.board.move(index, Event.REAP)
         self.barrier.drop(index)
 
-    def found(self) -> bool:
-        """Somebody comes in a place where traffic is to be taken: whether he has been missed there."""
+    def fill(self) -> bool:
+        """Somebody comes in a place where traffic is to be taken; whether one was missed there."""
         missed = self.missed > 0
         self.missed -= missed
         return missed

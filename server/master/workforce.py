@@ -121,7 +121,7 @@ class Workforce:
         missing = self.board.get("active") - len(self.slots.staying(number, Role.ACTIVE))
         for slot in pool[: max(missing, 0)]:
             self.board.slots["role"][slot] = Role.ACTIVE
-            self.slots.found()
+            self.slots.fill()
             self.slots.barrier.wake(slot)
 
     def shrink(self, generation: Generation) -> None:

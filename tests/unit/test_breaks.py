@@ -93,7 +93,7 @@ def test_own_clock() -> None:
     own.begin()
     assert work() >= ENOUGH
     before = left()
-    time.sleep(0.5)
+    time.sleep(0.5)  # what is looked at: by the other clock this would be some 500 breaks
     own.close()
     assert left() - before < ENOUGH
 

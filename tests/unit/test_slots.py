@@ -68,12 +68,12 @@ def test_missed_by_nobody(slots: Slots) -> None:
     """Where the warm pool has somebody for the place, who refills that is not missed; nor is who is held back."""
     for index in [take(slots, moves=5), take(slots, moves=5)]:
         slots.free(index)
-    assert slots.found()
+    assert slots.fill()
 
     found = [bool(slots.board.slots["missed"][take(slots, role=role)]) for role in (Role.STANDBY, Role.ACTIVE)]
 
     assert [False, True] == found
-    assert not slots.found()
+    assert not slots.fill()
 
 
 def test_full_changes_nothing(slots: Slots) -> None:
