@@ -6,16 +6,18 @@ from server.scoreboard import Scoreboard, unpack
 from server.states import State
 
 SLACK = 1.25
-"""How many times its share a worker may have before it lets connections go; then it comes down to its share."""
+"""How many times its share a worker may have before it lets connections go; as many times less than that is too few for one."""
 
 
 def surplus(board: Scoreboard, slot: int, own: int) -> int:
     """How many of `own` connections the worker of `slot` should let go, so that every active worker has its share."""
     board.slots["connections"][slot] = own
     active = [unpack(word)[0] is State.ACTIVE for word in board.slots["word"].tolist()]
-    others = sum(active) - 1
-    if others < 1 or not active[slot]:
+    counts = [count for count, here in zip(board.slots["connections"].tolist(), active, strict=True) if here]
+    if len(counts) < 2 or not active[slot]:  # noqa: PLR2004 - there is nobody else
         return 0
-    total = sum(count for count, here in zip(board.slots["connections"].tolist(), active, strict=True) if here)
-    share = -(-total // (others + 1))
-    return own - share if own > max(SLACK * share, share + 1) else 0
+    least, share = sum(counts) // len(counts), -(-sum(counts) // len(counts))
+    if own > max(SLACK * share, share + 1):
+        return own - share
+    # However little above its share each of the others is, all of it together may be what one lacks.
+    return int(own > least > SLACK * min(counts))

@@ -1,0 +1,62 @@
+"""Who lets connections go, and how many."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.scoreboard import Scoreboard, pack
+from server.states import State
+from server.worker.share import surplus
+
+FAR = 1 << 40
+
+
+def page(counts: list[int]) -> Scoreboard:
+    """So many connections at each worker that takes traffic, and a slot that nobody has."""
+    board = Scoreboard.create(len(counts) + 1)
+    for slot, count in enumerate(counts):
+        board.slots["word"][slot] = pack(State.ACTIVE, FAR)
+        board.slots["connections"][slot] = count
+    return board
+
+
+@pytest.mark.parametrize(
+    ("counts", "surpluses"),
+    [
+        ([32], [0]),
+        ([32, 0], [16, 0]),
+        ([21, 11], [5, 0]),
+        ([20, 12], [1, 0]),
+        ([18, 14], [0, 0]),
+        ([12, 11, 9], [0, 0, 0]),
+        ([2, 0], [1, 0]),
+        ([3, 0], [1, 0]),
+        ([1, 1, 0], [0, 0, 0]),
+        ([2, 1, 0], [1, 0, 0]),
+        ([7, 7, 6, 6, 6, 0], [1, 1, 1, 1, 1, 0]),
+        ([6, 6, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_surplus(counts: list[int], surpluses: list[int]) -> None:
+    """Down to its share who has far more; one at a time who has more while another has far less; at the end nobody."""
+    board = page(counts)
+
+    assert surpluses == [surplus(board, slot, count) for slot, count in enumerate(counts)]
+
+
+@pytest.mark.parametrize("state", [State.STANDBY, State.DRAINING, State.EMPTY])
+def test_who_takes_no_traffic(state: State) -> None:
+    """Whoever takes no traffic neither lets connections go nor has a share."""
+    board = page([32, 0])
+    board.slots["word"][1] = pack(state, FAR)
+
+    assert [0, 0] == [surplus(board, 0, 32), surplus(board, 1, 40)]
+
+
+def test_says_what_it_has() -> None:
+    """The page learns how many there are."""
+    board = page([1, 1])
+
+    surplus(board, 1, 5)
+
+    assert 5 == board.slots["connections"][1]
