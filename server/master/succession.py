@@ -116,11 +116,13 @@ class Succession:
 
     def tick(self) -> None:
         """Go on with whatever is under way."""
-        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
-            self.one_by_one, self.replaced = False, None
         if self.forgotten:
             self.forgotten = False
             clear_heap()
+        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
+            replaced, self.replaced = self.replaced, None
+            self.one_by_one = False
+            self.forget(replaced)
         if self.build:
             with self._refusing():
                 if generation := self.build.step(0):
@@ -185,6 +187,7 @@ class Succession:
         self.serving, self.replaced = old, None
         self.board.set("generation", old.number)
         self.workforce.abort(failed)
+        self.workforce.shrink(old)  # a TTOU meanwhile was not meant for it
         self.forget(failed)
         self._complain(failed.number, error)
         self.words.say("")
@@ -220,8 +223,9 @@ class Succession:
         self.build = self.built = None
 
     def forget(self, generation: Generation | None) -> None:
-        """Let go of a generation's models once its last worker has ended."""
-        if generation and generation not in (self.serving, self.coming) and not self.workforce.of(generation):
+        """Let go of a generation's models once its last worker has ended, and it can't take over again."""
+        stays = (self.serving, self.coming, self.replaced)
+        if generation and generation not in stays and not self.workforce.of(generation):
             self.words.generations.pop(generation.number, None)
             self.words.publish()
             serving = self.serving.holdings if self.serving else []

@@ -153,8 +153,8 @@ class Server:
         self.fill()
 
     def settle(self) -> None:
-        """Let everything come to its end."""
-        for _ in range(12):
+        """Let everything come to its end: two generations may still have to take over, two turns for each of their workers."""
+        for _ in range(4 * (MOST + self.board.get("standby") + 1)):
             self.turn()
 
     def close(self) -> None:

@@ -218,3 +218,42 @@ def test_waits_for_room(start: Start) -> None:
     assert server.succession.coming is None
     server.settle()
     assert (3, [5, 6]) == (server.board.get("generation"), [each.age for each in server.workers])
+
+
+def test_nobody_is_left_of_what_takes_over_again(start: Start) -> None:
+    """An old generation is not forgotten with its last worker while it may take over again from one that opens one by one."""
+    server = start(active=2)
+    server.beside = 1
+    server.reload()
+    server.turn()
+    first, second, new = server.workers
+    server.go(new)
+    server.end(first)
+    server.end(second)
+    server.succession.tick()
+    assert 2 == server.board.get("generation")
+
+    server.end(new)
+
+    assert 1 == server.board.get("generation")
+    assert [1] == list(server.succession.words.generations)
+    server.settle()
+    assert [1, 1] == [server.workforce.assignments[each].generation.number for each in server.workers]
+
+
+def test_shrunk_before_it_takes_over_again(start: Start) -> None:
+    """What takes over again has as many workers as there should be now, not as there should have been when it left off."""
+    server = start(active=2)
+    server.beside = 1
+    server.reload()
+    server.turn()
+    server.turn()
+    new = server.workers[-1]
+    assert (2, State.WAITING) == (server.board.get("generation"), server.board.state(server.slot(new)))
+    server.resize(1)
+
+    server.end(new)
+
+    server.settle()
+    assert [1] == [server.workforce.assignments[each].generation.number for each in server.workers]
+    assert 1 == server.succession.places
