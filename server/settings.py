@@ -93,6 +93,13 @@ def _size(text: str) -> int:
     return value
 
 
+def _flag(text: str) -> bool:
+    if text not in ("0", "1"):
+        message = "must be 0 or 1"
+        raise ValueError(message)
+    return text == "1"
+
+
 def _quorum(text: str) -> int | None:
     if text == "all":
         return None
@@ -149,6 +156,9 @@ class Settings:
     max_queue: int = _integer("requests waiting in one worker before it answers 503", 0, 1_000_000, lambda _: 256, "256")
     drain: float = _float("the time between readiness going false and the listener closing on SIGTERM", 0, 3600, 0, "s")
     memory_headroom: float = _float("share of the memory limit that must stay free at the warmup peak", 0, 0.95, 0.2, "")
+    polite: bool = _text(
+        "whether others serve on this machine while this server starts; then it starts behind them", "0", _flag, "0, 1"
+    )
     log: str = _text("the form of the log", "text", _matching("text|json", "text or json"), "text, json")
     bind: str = _text("the workers: inference and the `/v2` health routes", "127.0.0.1:8000", _address, "host:port")
     management_bind: str = _text("the management process: probes, metrics, status", "127.0.0.1:8001", _address, "host:port")

@@ -74,7 +74,7 @@ class Gated:
     def __init__(self, root: Path, *, name: str = "gated") -> None:
         """Write the model into the repository `root`, all gates open."""
         self.folder = root / ".gates"
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True, parents=True)
         folder = put(root, name, identity(), "batch_sizes = [1, 2]\n", _GATED.format(folder=str(self.folder)))
         self.python = folder / "1" / "model.py"
 

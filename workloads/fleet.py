@@ -106,7 +106,8 @@ class Fleet(Master):
         """Start one more server."""
         place = self.places[len(self.servers)]
         bind, management_bind = (f"127.0.0.1:{port}" for port in place)
-        server = Server(self.models, ready=False, drain=_DRAIN, bind=bind, management_bind=management_bind)
+        where = {"bind": bind, "management_bind": management_bind}
+        server = Server(self.models, ready=False, drain=_DRAIN, polite=int(bool(self.servers)), **where)
         self.servers.append(server.start())
 
     def fewer(self) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 
 from server.engines.catalogue import engine_for
@@ -27,11 +28,12 @@ from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.source import shares_compiled, source, text
 from server.processes import clear_heap
+from server.scoreboard import now_ms
 from server.settings import Settings
 from server.states import Phase
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing
-from server.warmup.polite import POLITE
+from server.warmup.polite import FULL_SPEED, POLITE, Pace, Polite
 from server.warmup.trial import survival, trial
 from server.warmup.warm import once
 
@@ -59,7 +61,7 @@ class Build:
         """Start the trial of what is not the same in the generation that serves.
 
         `words` knows that, a model's place in a slot and the shapes met cold, `say` hears the phase and the step, `mind` is
-        called again and again during a load. `polite`: somebody serves beside it.
+        called again and again during a load. `polite`: somebody serves beside it, of this server or another.
         Raises `ConfigurationError` if the repository is wrong.
         """
         self.number = number
@@ -78,11 +80,13 @@ class Build:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
         self.polite = polite
-        """Whether the child at hand runs behind those that serve."""
+        """Whether it is done behind those that serve, as far as it does not take too long."""
         self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
         self.changed = [files for files in self.files if files.key not in self.held]
         self.child: ThrowAwayChild | None = None
         self.loaded: list[Holding] = []
+        self.modules: list[str] = []
+        """Names of the operator's Python that was imported for it."""
         if self.held:
             _log.info("Generation %d: unchanged, and kept: %s", number, ", ".join(self.held))
         if self.changed:
@@ -110,9 +114,11 @@ class Build:
         return generation
 
     def close(self) -> None:
-        """End the child at hand, if any."""
+        """End the child at hand, if any, and let go of what was loaded."""
         if self.child:
             self.child.close()
+        for name in self.modules:
+            operator.let_go(name)
 
     def _kept(self, serving: Generation) -> Iterator[Holding]:
         """What is the same on disk as when it was loaded, and has met no shape since that is to be warmed as well."""
@@ -149,20 +155,29 @@ class Build:
         self._start()
 
     def _import_engines(self) -> None:
-        """Freeze them before the first model: they are most of what a collection would go through when a generation has gone.
+        """Import them, which takes seconds, behind another server's workers; and freeze them before the first model.
 
-        What is imported later (by an engine that a reload brings, a compiler, the operator's Python) is gone through.
+        They are most of what a collection would go through when a generation has gone. What is imported later (by an engine
+        that a reload brings, a compiler, the operator's Python) is gone through, and does not stand back: who stands back may be
+        kept waiting up to the deadline, which then ends the start, and not a master whose workers serve.
         """
         for files in self.changed:
             with self._loading(files, "importing its engine"):
-                engine_for(files.path)
+                pace = self._pace()
+                pace.aside(partial(engine_for, files.path))
+                pace.close()  # not where it raised: who is told to end does not wait for an import
         clear_heap()
         gc.freeze()
+
+    def _pace(self) -> Pace:
+        until = now_ms() + int(POLITE * self.settings.boot_timeout * 1000)
+        return Polite(lambda: until, aside=True) if self.polite else FULL_SPEED
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:
         with self._loading(files, "loading"):
             engine = engine_for(files.path)  # its import is shared, if not its session
             python = operator.load(files)
+            self.modules.append(python.name)
             session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
             holding = Holding(
                 files=files,

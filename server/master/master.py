@@ -59,8 +59,8 @@ class Master:
         self.scaled = bool(self.predecessor and self.predecessor.scaled)
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
-        self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.beside)
-        self.turns = Turns(self.workforce.slots, lambda: self.beside)
+        self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
+        self.turns = Turns(self.workforce.slots, lambda: self.behind)
         self.losses = Losses(self.succession, self._halt)
         self.drain_ends = 0.0
         self.status = 0
@@ -90,6 +90,11 @@ class Master:
     def beside(self) -> bool:
         """Whether the master that started this one still serves beside it."""
         return self.predecessor is not None and not self.predecessor.gone
+
+    @property
+    def behind(self) -> bool:
+        """Whether this server starts behind others that serve."""
+        return self.beside or (self.settings.polite and not self.board.get("generation"))
 
     def _doing(self, what: str) -> None:
         if self.predecessor:
@@ -271,6 +276,7 @@ class Master:
             os.close(self.predecessor.pipe)
         if self.succession.build and self.succession.build.child:
             self.succession.build.child.forget()
-        self.succession.build = self.succession.built = self.succession.serving = self.succession.coming = None
+        self.succession.build = None
+        self.succession.built = self.succession.serving = self.succession.replaced = self.succession.coming = None
         self.words.generations.clear()
         self.workforce.assignments.clear()

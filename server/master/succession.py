@@ -15,6 +15,7 @@ from server.master.capacity import Room
 from server.master.words import Words
 from server.master.workforce import Workforce
 from server.models.generation import Generation
+from server.models.operator import let_go
 from server.processes import clear_heap
 from server.scoreboard import Scoreboard
 from server.settings import Settings
@@ -32,9 +33,9 @@ class Succession:
         workforce: Workforce,
         words: Words,
         mind: Callable[[], None],
-        beside: Callable[[], bool] = lambda: False,
+        behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Begin with none. `mind` does what must not wait for a load to end; `beside` says whether another master serves."""
+        """Begin with none. `mind` does what must not wait for a load to end; `behind` says whether another server comes first."""
         self.settings = settings
         self.board: Scoreboard = workforce.board
         self.workforce = workforce
@@ -45,7 +46,7 @@ class Succession:
         self.build: Build | None = None
         self.built: Generation | None = None
         """Complete, but waiting for the workers of a generation before the one that serves to leave: slots are for two."""
-        self.beside = beside
+        self.behind = behind
         self.begun = 0
         """Generations begun so far; a number is never used twice, also if its generation was refused."""
         self.one_by_one = False
@@ -86,7 +87,7 @@ class Succession:
         self.begun += 1
         self.words.begin()
         self.board.set("building", self.begun)
-        polite = self.begun > 1 or self.beside()
+        polite = self.begun > 1 or self.behind()
         self.build = Build(self.begun, self.settings, self.words, self._say, self.mind, polite=polite)
         return self.build
 
@@ -116,13 +117,11 @@ class Succession:
 
     def tick(self) -> None:
         """Go on with whatever is under way."""
+        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
+            self._end_one_by_one()
         if self.forgotten:
             self.forgotten = False
             clear_heap()
-        if self.one_by_one and not self.coming and not self.workforce.others(self.serving):
-            replaced, self.replaced = self.replaced, None
-            self.one_by_one = False
-            self.forget(replaced)
         if self.build:
             with self._refusing():
                 if generation := self.build.step(0):
@@ -157,6 +156,8 @@ class Succession:
         self.workforce.cast(generation)
         old, self.serving, self.coming = self.serving, generation, None
         self.replaced = old if self.one_by_one else None
+        if not self.one_by_one:
+            self.workforce.slots.missed = 0  # who was missed before has his place taken now
         self.board.set("generation", generation.number)
         if self.board.phase is not Phase.DRAINING:
             self.board.enter(Phase.SERVING)
@@ -165,6 +166,11 @@ class Succession:
         _log.info("Generation %d is open, %.1f s after the start", generation.number, seconds)
         self.forget(old)
         self._settle()
+
+    def _end_one_by_one(self) -> None:
+        """What was replaced has left as a whole, and does not take over again."""
+        replaced, self.replaced, self.one_by_one = self.replaced, None, False
+        self.forget(replaced)
 
     def _relieve(self, serving: Generation) -> None:
         """Tell older workers to leave, as many as there are new ones that take traffic in their place."""
@@ -187,7 +193,7 @@ class Succession:
         self.serving, self.replaced = old, None
         self.board.set("generation", old.number)
         self.workforce.abort(failed)
-        self.workforce.shrink(old)  # a TTOU meanwhile was not meant for it
+        self.workforce.shrink(old)  # a TTOU meanwhile has not reached it
         self.forget(failed)
         self._complain(failed.number, error)
         self.words.say("")
@@ -220,6 +226,8 @@ class Succession:
         """End what is being built."""
         if self.build:
             self.build.close()
+        if self.built:
+            self._let_go(self.built)
         self.build = self.built = None
 
     def forget(self, generation: Generation | None) -> None:
@@ -228,8 +236,16 @@ class Succession:
         if generation and generation not in stays and not self.workforce.of(generation):
             self.words.generations.pop(generation.number, None)
             self.words.publish()
-            serving = self.serving.holdings if self.serving else []
-            if any(all(each.finding is not other.finding for other in serving) for each in generation.holdings):
+            self._let_go(generation)
+
+    def _let_go(self, generation: Generation) -> None:
+        """Nobody needs the models of a generation but those that another one has as well, or is to have."""
+        others = [each for each in (self.serving, self.coming, self.replaced, self.built) if each and each is not generation]
+        kept = [holding.finding for other in others for holding in other.holdings]
+        kept += [holding.finding for holding in self.build.held.values()] if self.build else []
+        for holding in generation.holdings:
+            if all(holding.finding is not finding for finding in kept):
+                let_go(holding.python.name)
                 self.forgotten = True  # not at once: whoever calls this holds it still
 
     def _settle(self) -> None:

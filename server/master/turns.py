@@ -23,10 +23,10 @@ class Turns:
     longer waited for: it may hang, which its boot deadline sees to.
     """
 
-    def __init__(self, slots: Slots, beside: Callable[[], bool] = lambda: False) -> None:
-        """Give turns to the workers in `slots`; `beside` says whether there are others that serve, of another master."""
+    def __init__(self, slots: Slots, behind: Callable[[], bool] = lambda: False) -> None:
+        """Give turns to the workers in `slots`; `behind` says whether all of them boot behind another server's."""
         self.slots = slots
-        self.beside = beside
+        self.behind = behind
         self.board = slots.board
 
     @property
@@ -44,7 +44,7 @@ class Turns:
     def give(self) -> None:
         """Give all turns that are due. Each generation has its own: who replaces a worker does not wait for a reload."""
         slots, booting, now = self.board.slots, self.booting, now_ms()
-        if not self.beside() and not (self.board.states() == State.ACTIVE).any():
+        if not self.behind() and not (self.board.states() == State.ACTIVE).any():
             for index in booting:
                 self._give(index, ALONE)
             return

@@ -118,8 +118,7 @@ class Workforce:
         number = generation.number
         staying = set(self.slots.staying(number, Role.STANDBY))
         pool = [slot for slot in self.slots.standing(number, State.STANDBY) if slot in staying]
-        missing = self.board.get("active") - len(self.slots.staying(number, Role.ACTIVE))
-        for slot in pool[: max(missing, 0)]:
+        for slot in pool[: self._missing(generation)]:
             self.board.slots["role"][slot] = Role.ACTIVE
             self.slots.fill()
             self.slots.barrier.wake(slot)
@@ -132,6 +131,12 @@ class Workforce:
         spare = max(len(staying) - self.board.get("active") - self.board.get("standby"), 0)
         for worker in [*placeless[:spare], *active[self.board.get("active") :]]:
             self._retire(worker, signal.SIGTERM)
+        if generation.number == self.board.get("generation"):
+            self.slots.missed = min(self.slots.missed, self._missing(generation))
+
+    def _missing(self, generation: Generation) -> int:
+        """How many active workers of a generation there are to come."""
+        return max(self.board.get("active") - len(self.slots.staying(generation.number, Role.ACTIVE)), 0)
 
     def _is_active(self, assignment: Assignment) -> bool:
         slot = assignment.slot

@@ -10,7 +10,7 @@ import itertools
 import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +34,8 @@ class OperatorPython:
     """Gives what clients get for the model's outputs and what they sent."""
     module: Callable[[], Any] | None = None
     """Makes the `torch.nn.Module` that the model's file holds the weights of."""
+    name: str = field(default="", compare=False)
+    """Of its module in `sys.modules`."""
 
 
 def load(files: ModelFiles) -> OperatorPython:
@@ -63,9 +65,18 @@ def load(files: ModelFiles) -> OperatorPython:
             raise
         message = f"{path}: {type(error).__name__}: {' '.join(str(error).split())}"
         raise ConfigurationError(message) from error
-    # Whoever looks a class or function up by its module finds it (torch.compile does), for as long as it is held and no longer.
-    weakref.finalize(found, sys.modules.pop, name, None)
+    # Whoever looks a class or function up by its module finds it (torch.compile does), until nobody holds it or it is let go.
+    weakref.finalize(found, let_go, name)
     return found
+
+
+def let_go(name: str) -> None:
+    """Take a module out of `sys.modules`: nobody needs it any more.
+
+    By itself it would stay if anything in it led back to who holds it. An exception that it has kept does, by the frames of its
+    import.
+    """
+    sys.modules.pop(name, None)
 
 
 def _functions(files: ModelFiles, module: ModuleType) -> OperatorPython:
@@ -74,4 +85,4 @@ def _functions(files: ModelFiles, module: ModuleType) -> OperatorPython:
     if wrong or not any(found.values()):
         message = f"{files.python}: must define preprocess(inputs), postprocess(outputs, inputs) or module()"
         raise ConfigurationError(message)
-    return OperatorPython(**found)
+    return OperatorPython(**found, name=module.__name__)

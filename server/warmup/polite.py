@@ -94,10 +94,14 @@ class Polite(Pace):
             return self.here(unit)
         ran, kept = counted(self._task / "schedstat")
         future = self.pool.submit(self._behind, unit) if breaks else self.pool.submit(unit)
-        while not wait([future], LOOK).done:
-            before, (ran, kept) = (ran, kept), counted(self._task / "schedstat")
-            if kept - before[1] >= ran - before[0] or not self._polite():
-                self.breaks.end()  # all processors are wanted: nobody needs them, and there would be nothing but breaks
+        try:
+            while not wait([future], LOOK).done:
+                before, (ran, kept) = (ran, kept), counted(self._task / "schedstat")
+                if kept - before[1] >= ran - before[0] or not self._polite():
+                    self.breaks.end()  # all processors are wanted: nobody needs them, and there would be nothing but breaks
+        except BaseException:  # raised by the handler of a signal: nobody looks any more
+            self.breaks.end()
+            raise
         return future.result()
 
     def here(self, unit: Callable[[], T]) -> T:

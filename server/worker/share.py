@@ -6,18 +6,29 @@ from server.scoreboard import Scoreboard, unpack
 from server.states import State
 
 SLACK = 1.25
-"""How many times its share a worker may have before it lets connections go; as many times less than that is too few for one."""
+"""How many times its share a worker may have, or its share may be what it has, before connections are let go."""
 
 
 def surplus(board: Scoreboard, slot: int, own: int) -> int:
-    """How many of `own` connections the worker of `slot` should let go, so that every active worker has its share."""
+    """How many of `own` connections the worker of `slot` should let go, so that every active worker has its share.
+
+    Those that have most let go first, and all of them together no more than others lack: whoever accepts what was let go may
+    have enough already, so it takes some turns.
+    """
     board.slots["connections"][slot] = own
-    active = [unpack(word)[0] is State.ACTIVE for word in board.slots["word"].tolist()]
-    counts = [count for count, here in zip(board.slots["connections"].tolist(), active, strict=True) if here]
-    if len(counts) < 2 or not active[slot]:  # noqa: PLR2004 - there is nobody else
+    active = [index for index, word in enumerate(board.slots["word"].tolist()) if unpack(word)[0] is State.ACTIVE]
+    if slot not in active or active == [slot]:
         return 0
-    least, share = sum(counts) // len(counts), -(-sum(counts) // len(counts))
-    if own > max(SLACK * share, share + 1):
-        return own - share
-    # However little above its share each of the others is, all of it together may be what one lacks.
-    return int(own > least > SLACK * min(counts))
+    connections = board.slots["connections"].tolist()
+    counts: dict[int, int] = {index: connections[index] for index in active}
+    total, most, fewest = sum(counts.values()), max(counts.values()), min(counts.values())
+    least, share = total // len(counts), -(-total // len(counts))
+    if most > max(SLACK * share, share + 1):
+        level = share
+    elif fewest == 0 < least or least > max(SLACK * fewest, fewest + 1):
+        level = least  # however little the others have above it, all of it together may be what one lacks
+    else:
+        return 0
+    lacking = sum(max(level - count, 0) for count in counts.values())
+    before = sum(max(count - level, 0) for index, count in counts.items() if (count, index) > (own, slot))
+    return max(min(own - level, lacking - before), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTTIN
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN
 from typing import Any
 
 from tests.models import identity, put
@@ -20,6 +20,20 @@ if not slept.exists():
     slept.touch()
     time.sleep(0.7)
 """
+PROJECT = Path(__file__).parents[2] / "gunicorn.conf.py"
+NOTING = """
+import os, runpy, sys, threading, time
+globals().update(runpy.run_path({project!r}))
+
+def note(event, given):
+    if event == "import" and given[0] == "onnxruntime":
+        with open({noted!r}, "a", encoding="ascii") as file:
+            print(os.getpid(), os.sched_getscheduler(0), file=file)
+        while threading.current_thread() is not threading.main_thread() and os.path.exists({noted!r} + "-gate"):
+            time.sleep(0.005)
+
+sys.addaudithook(note)
+"""
 BOUND = """
 import os, threading
 first = {}
@@ -34,6 +48,19 @@ def _policies(pid: int) -> list[int]:
     """How the threads of a process are scheduled, its first one first."""
     tasks = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
     return [os.sched_getscheduler(task) for task in tasks]
+
+
+def _noting(noted: Path) -> str:
+    """A configuration under which each import of onnxruntime is noted, and waits, if not in the main thread, at a gate."""
+    configuration = noted.with_name("conf.py")
+    configuration.write_text(NOTING.format(project=str(PROJECT), noted=str(noted)), encoding="utf-8")
+    return str(configuration)
+
+
+def _imports(noted: Path, pid: int) -> list[int]:
+    """How the threads were scheduled in which a process has imported it."""
+    lines = noted.read_text(encoding="ascii").splitlines() if noted.exists() else []
+    return [int(policy) for process, policy in map(str.split, lines) if int(process) == pid]
 
 
 def _waiting(scene: Scene) -> list[dict[str, Any]]:
@@ -63,6 +90,37 @@ def test_stands_back(tmp_path: Path) -> None:
         gated.open("rehearsal-2")
         assert pid in [worker["pid"] for worker in server.wait_state("active", 3)]
         assert set(_policies(pid)) == {os.SCHED_OTHER}
+
+
+def test_beside_another_server(tmp_path: Path) -> None:
+    """A server that is told of others starts behind them: trial, import of the library, and its workers one after the other."""
+    noted = tmp_path / "noted"
+    with server_in("trial", tmp_path / "models", "-c", _noting(noted), polite=1) as scene:
+        server, gated = scene.server, scene.gated
+        assert _policies(gated.came("trial")[0])[0] == os.SCHED_IDLE
+        gated.close("warming")
+        gated.open("trial")
+        server.wait(lambda: gated.came("warming") and _waiting(scene), "one at the gate and one behind it")
+        (pid,) = gated.came("warming")
+        assert _policies(pid).count(os.SCHED_IDLE) == 1
+        gated.open("warming")
+        server.wait_ready()
+        assert set(_policies(pid)) == {os.SCHED_OTHER}
+        assert _imports(noted, server.process.pid) == [os.SCHED_IDLE]
+        assert _policies(server.process.pid) == [os.SCHED_OTHER]
+
+
+def test_told_to_end_in_its_import(tmp_path: Path) -> None:
+    """A server that starts behind others and is told to end while its library is imported does so at once."""
+    noted = tmp_path / "noted"
+    gate = tmp_path / "noted-gate"
+    gate.touch()
+    put(tmp_path / "models", "m", identity())
+    with Server(tmp_path / "models", "-c", _noting(noted), ready=False, polite=1) as server:
+        server.wait(lambda: _imports(noted, server.process.pid), "the import in the master")
+        server.send(SIGTERM)
+        server.wait(lambda: server.process.poll() is not None, "its end", 10)
+        assert server.process.returncode == 0
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

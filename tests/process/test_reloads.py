@@ -21,6 +21,12 @@ from tests.server import Repeat, Server
 PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
 MIB = 1 << 20
 TABLE = 50 * MIB
+CAUGHT = """
+try:
+    import accelerator_that_is_not_installed
+except ImportError as error:
+    WHY = error
+"""
 LAZY = """
 def preprocess(inputs):
     time.sleep(1.1 if SLOW.exists() else 0)
@@ -47,9 +53,10 @@ def _held(server: Server) -> int:
 def test_nothing_piles_up(tmp_path: Path) -> None:
     """Twenty new versions, each with a table of 50 MiB: all processes hold no more than after the first, nor more descriptors.
 
-    What a module of the operator's holds in a circle of its own stays with workers that were forked beside it: one table.
+    Each keeps an exception, which leads to whoever imported it. What a module of the operator's holds in a circle of its own
+    stays with workers that were forked beside it: one table.
     """
-    python = f"TABLE = b'x' * {TABLE}\ndef preprocess(inputs):\n    return inputs\n"
+    python = f"TABLE = b'x' * {TABLE}\n{CAUGHT}\ndef preprocess(inputs):\n    return inputs\n"
     put(tmp_path, "m", identity(), "", python)
     with Server(tmp_path) as server:
         master = psutil.Process(server.process.pid)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -103,6 +105,21 @@ def test_names_do_not_meet(tmp_path: Path) -> None:
 
     assert ["a-b/1", "a.b/1", "a_b/1"] == [bytes.fromhex(name.split("_")[2]).decode() for name in names]
     assert (True, True, True) == itself
+
+
+def test_let_go(tmp_path: Path) -> None:
+    """A module that has kept an exception, which leads to whoever imported it, goes when it is told to."""
+    before = set(sys.modules)
+    caught = "try:\n    import not_installed\nexcept ImportError as error:\n    WHY = error\ndef preprocess(inputs): return WHY"
+    made = operator.load(files(tmp_path, caught))
+    kept = weakref.ref(made)
+    operator.let_go(made.name)
+    assert before == set(sys.modules)
+
+    del made
+
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.parametrize("source", ["def preprocess(inputs): return 1", "1 / 0"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from server.scoreboard import Scoreboard, pack
@@ -26,22 +28,45 @@ def page(counts: list[int]) -> Scoreboard:
         ([32], [0]),
         ([32, 0], [16, 0]),
         ([21, 11], [5, 0]),
-        ([20, 12], [1, 0]),
+        ([20, 12], [4, 0]),
+        ([19, 13], [0, 0]),
         ([18, 14], [0, 0]),
         ([12, 11, 9], [0, 0, 0]),
         ([2, 0], [1, 0]),
         ([3, 0], [1, 0]),
         ([1, 1, 0], [0, 0, 0]),
         ([2, 1, 0], [1, 0, 0]),
-        ([7, 7, 6, 6, 6, 0], [1, 1, 1, 1, 1, 0]),
+        ([7, 7, 6, 6, 6, 0], [2, 2, 0, 0, 1, 0]),
+        ([10, 5, 5, 5, 5, 5, 5, 5, 5, 5], [4, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ([5, 5, 5, 5, 5, 3], [0, 0, 0, 0, 0, 0]),
         ([6, 6, 5, 5, 5, 5], [0, 0, 0, 0, 0, 0]),
     ],
 )
 def test_surplus(counts: list[int], surpluses: list[int]) -> None:
-    """Down to its share who has far more; one at a time who has more while another has far less; at the end nobody."""
+    """Who has most lets go, where one has far more than its share or another far less, and as many as are lacking."""
     board = page(counts)
 
     assert surpluses == [surplus(board, slot, count) for slot, count in enumerate(counts)]
+
+
+@pytest.mark.parametrize("counts", [[32, 0, 0, 0, 0, 0], [7, 7, 6, 6, 6, 0], [2, 0], [300] * 15 + [0], [5, 5, 5, 1]])
+@pytest.mark.parametrize("seed", range(5))
+def test_comes_to_rest(counts: list[int], seed: int) -> None:
+    """Whoever accepts what was let go, soon nobody lets go, nobody has none, and few connections have been closed for it."""
+    chance, now, closed = random.Random(seed), list(counts), 0  # noqa: S311 - no secret
+    board = page(now)
+    for _ in range(100):
+        going = [surplus(board, slot, count) for slot, count in enumerate(now)]
+        closed += sum(going)
+        now = [count - gone for count, gone in zip(now, going, strict=True)]
+        for _ in range(sum(going)):
+            now[chance.randrange(len(now))] += 1
+        board.slots["connections"][: len(now)] = now
+
+    assert not any(surplus(board, slot, count) for slot, count in enumerate(now))
+    assert sum(counts) == sum(now)
+    assert min(now) > 0
+    assert closed <= 3 * sum(counts)
 
 
 @pytest.mark.parametrize("state", [State.STANDBY, State.DRAINING, State.EMPTY])

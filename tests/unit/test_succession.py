@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import weakref
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from server.exits import ResourceError
 from server.master import succession
 from server.states import Phase, Role, State
 from tests.unit.books import Start, opened
@@ -20,6 +23,17 @@ def start() -> Iterator[Start]:
     """Makes a server that has settled."""
     with opened() as start:
         yield start
+
+
+def holding(name: str) -> Any:
+    """What a generation has of a model whose Python is `name` among the modules, until it is let go."""
+    sys.modules[name] = ModuleType(name)
+    return SimpleNamespace(finding=object(), python=SimpleNamespace(name=name))
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 def test_places(start: Start) -> None:
@@ -126,7 +140,7 @@ def test_nobody_holds_what_is_collected(start: Start, monkeypatch: pytest.Monkey
     server.beside = 1
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
     old = server.succession.serving
-    old.holdings.append(SimpleNamespace(finding=object()))
+    old.holdings.append(holding("old"))
     gone = weakref.ref(old)
     held: list[bool] = []
 
@@ -192,15 +206,37 @@ def test_collects_only_what_has_gone(start: Start, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(succession, "clear_heap", lambda: collected.append(1))
     server = start(active=1)
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
-    models = [SimpleNamespace(finding=object()), SimpleNamespace(finding=object())]
+    models = [holding("kept"), holding("old")]
     server.succession.serving.holdings[:] = models
     server.reload()
-    server.succession.built.holdings[:] = [models[0], SimpleNamespace(finding=object() if new else models[1].finding)]
+    server.succession.built.holdings[:] = [models[0], holding("new") if new else models[1]]
 
     server.settle()
 
     assert (2, [2]) == (server.board.get("generation"), list(server.succession.words.generations))
     assert new == bool(collected)
+    assert [True, not new] == [name in sys.modules for name in ("kept", "old")]
+
+
+def test_keeps_what_another_has_kept(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken back leaves the models that the next generation has kept of it, and lets go of the rest, as refusals do."""
+    server = start(active=2)
+    server.beside = 1
+    monkeypatch.setattr(server.succession.words, "publish", lambda: None)
+    server.reload()
+    made = [holding("kept"), holding("gone")]
+    server.succession.built.holdings[:] = made
+    server.turn()
+    server.turn()
+    server.reload()
+    server.succession.built.holdings[:] = [made[0], holding("new")]
+
+    server.end(server.workers[-1])
+
+    assert 1 == server.board.get("generation")
+    assert [True, False, True] == [name in sys.modules for name in ("kept", "gone", "new")]
+    server.succession.refuse(ResourceError("no memory"))
+    assert [False, False] == [name in sys.modules for name in ("kept", "new")]
 
 
 def test_waits_for_room(start: Start) -> None:

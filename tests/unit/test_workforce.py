@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +49,18 @@ def test_shrink(start: Start) -> None:
     assert 1 == len(server.signalled())
     server.settle()
     assert (2, 2) == (server.succession.places, len(server.workers))
+
+
+def test_shrunk_instead_of_replaced(start: Start) -> None:
+    """A place that a TTOU has taken away is not missed: who is asked for later joins the others like anybody."""
+    server = start(active=2)
+    server.end(server.workers[0])
+
+    server.resize(1)
+    server.resize(2)
+
+    server.fill()
+    assert [False, False] == [bool(server.board.slots["missed"][server.slot(each)]) for each in server.workers]
 
 
 def test_shrink_takes_a_refused_fork_first(start: Start) -> None:
@@ -95,6 +108,18 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
 
     assert failures == server.workforce.slots.failures
     assert not server.workforce.assignments
+
+
+@pytest.mark.parametrize("polite", [False, True])
+def test_behind_others_until_it_has_opened(start: Start, *, polite: bool) -> None:
+    """A server that is told of others is behind them while it starts, and behind nobody if its last worker dies later."""
+    master = start(active=1, settled=False).master
+    master.settings, master.predecessor = replace(master.settings, polite=polite), None
+    assert polite == master.behind
+
+    master.board.set("generation", 1)
+
+    assert not master.behind
 
 
 STEPS = st.lists(st.sampled_from(["grow", "shrink", "fork", "boot", "end", "refuse", "reload", "tick", "turn"]), max_size=40)
