@@ -103,7 +103,8 @@ class Fleet(Master):
         return len(self.workers()) == len(self.servers)
 
     def more(self) -> None:
-        """Start one more server."""
+        """Start one more server, once all before it serve, as a rolling update does: it is polite to those alone."""
+        until(self.settled, "the servers before it")
         place = self.places[len(self.servers)]
         bind, management_bind = (f"127.0.0.1:{port}" for port in place)
         where = {"bind": bind, "management_bind": management_bind}
