@@ -68,9 +68,13 @@ class Fleet(Master):
         configuration = Path(self.folder.name, "haproxy.cfg")
         configuration.write_text(text + "".join(_SERVER.format(place=place) for place in self.places), encoding="utf-8")
         self.proxy = subprocess.Popen([str(PROGRAM), "-f", str(configuration)], stderr=subprocess.DEVNULL)  # noqa: S603 - found on the path
-        until(lambda: not self.workers() and self.proxy.poll() is None, "HAProxy to see that no server is there")
-        self.more()
-        until(self.settled, "the first server")
+        try:
+            until(lambda: not self.workers() and self.proxy.poll() is None, "HAProxy to see that no server is there")
+            self.more()
+            until(self.settled, "the first server")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
