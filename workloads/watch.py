@@ -170,7 +170,7 @@ def tree(pid: int) -> list[int]:
 
 
 def scale(master: Master, count: int) -> None:
-    """One by one, but without waiting for workers, more or fewer, until `count` take traffic and all else has left."""
+    """One by one, more or fewer, until `count` take traffic and all else has left. Workers are not waited for, servers are."""
     while (before := master.wanted()) != count:
         (master.more if count > before else master.fewer)()
         until(lambda before=before: master.wanted() != before, "the master to heed a signal")  # type: ignore[misc]

@@ -26,7 +26,7 @@ from server.master.words import Words
 from server.master.workforce import Workforce
 from server.scoreboard import Scoreboard, now_ms
 from server.settings import Settings
-from server.states import Phase
+from server.states import Phase, State
 
 TITLE = "warmfork: master"
 TURN_SECONDS = 30.0
@@ -62,6 +62,8 @@ class Master:
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, lambda: self.behind)
         self.losses = Losses(self.succession, self._halt)
+        self.served = False
+        """Whether a worker of this server has taken traffic."""
         self.drain_ends = 0.0
         self.status = 0
         """The exit status."""
@@ -94,7 +96,7 @@ class Master:
     @property
     def behind(self) -> bool:
         """Whether this server starts behind others that serve."""
-        return self.beside or (self.settings.polite and not self.board.get("generation"))
+        return self.beside or (self.settings.polite and not self.served)
 
     def _doing(self, what: str) -> None:
         if self.predecessor:
@@ -183,6 +185,7 @@ class Master:
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
+            self.served = self.served or State.ACTIVE in self.board.states().tolist()
         self.succession.tick()
         self.turns.give()
 

@@ -118,9 +118,9 @@ def test_told_to_end_in_its_import(tmp_path: Path) -> None:
     put(tmp_path / "models", "m", identity())
     with Server(tmp_path / "models", "-c", _noting(noted), ready=False, polite=1) as server:
         server.wait(lambda: _imports(noted, server.process.pid), "the import in the master")
+        server.processes()
         server.send(SIGTERM)
-        server.wait(lambda: server.process.poll() is not None, "its end", 10)
-        assert server.process.returncode == 0
+        server.clean(timeout=10)
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:

@@ -109,13 +109,14 @@ def test_names_do_not_meet(tmp_path: Path) -> None:
 
 def test_let_go(tmp_path: Path) -> None:
     """A module that has kept an exception, which leads to whoever imported it, goes when it is told to."""
-    before = set(sys.modules)
     caught = "try:\n    import not_installed\nexcept ImportError as error:\n    WHY = error\ndef preprocess(inputs): return WHY"
     made = operator.load(files(tmp_path, caught))
-    kept = weakref.ref(made)
-    operator.let_go(made.name)
-    assert before == set(sys.modules)
+    name, kept = made.name, weakref.ref(made)
+    assert name in sys.modules
 
+    operator.let_go(name)
+
+    assert name not in sys.modules
     del made
 
     gc.collect()

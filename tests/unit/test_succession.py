@@ -25,15 +25,10 @@ def start() -> Iterator[Start]:
         yield start
 
 
-def holding(name: str) -> Any:
+def holding(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
     """What a generation has of a model whose Python is `name` among the modules, until it is let go."""
-    sys.modules[name] = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
     return SimpleNamespace(finding=object(), python=SimpleNamespace(name=name))
-
-
-@pytest.fixture(autouse=True)
-def _leaves_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
 
 def test_places(start: Start) -> None:
@@ -140,7 +135,7 @@ def test_nobody_holds_what_is_collected(start: Start, monkeypatch: pytest.Monkey
     server.beside = 1
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
     old = server.succession.serving
-    old.holdings.append(holding("old"))
+    old.holdings.append(holding(monkeypatch, "old"))
     gone = weakref.ref(old)
     held: list[bool] = []
 
@@ -206,10 +201,10 @@ def test_collects_only_what_has_gone(start: Start, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(succession, "clear_heap", lambda: collected.append(1))
     server = start(active=1)
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
-    models = [holding("kept"), holding("old")]
+    models = [holding(monkeypatch, "kept"), holding(monkeypatch, "old")]
     server.succession.serving.holdings[:] = models
     server.reload()
-    server.succession.built.holdings[:] = [models[0], holding("new") if new else models[1]]
+    server.succession.built.holdings[:] = [models[0], holding(monkeypatch, "new") if new else models[1]]
 
     server.settle()
 
@@ -224,12 +219,12 @@ def test_keeps_what_another_has_kept(start: Start, monkeypatch: pytest.MonkeyPat
     server.beside = 1
     monkeypatch.setattr(server.succession.words, "publish", lambda: None)
     server.reload()
-    made = [holding("kept"), holding("gone")]
+    made = [holding(monkeypatch, "kept"), holding(monkeypatch, "gone")]
     server.succession.built.holdings[:] = made
     server.turn()
     server.turn()
     server.reload()
-    server.succession.built.holdings[:] = [made[0], holding("new")]
+    server.succession.built.holdings[:] = [made[0], holding(monkeypatch, "new")]
 
     server.end(server.workers[-1])
 

@@ -112,12 +112,12 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
 
 @pytest.mark.parametrize("polite", [False, True])
 def test_behind_others_until_it_has_opened(start: Start, *, polite: bool) -> None:
-    """A server that is told of others is behind them while it starts, and behind nobody if its last worker dies later."""
-    master = start(active=1, settled=False).master
-    master.settings, master.predecessor = replace(master.settings, polite=polite), None
+    """A server that is told of others is behind them until it serves, and behind nobody if its last worker dies later."""
+    master = start(active=1).master
+    master.settings, master.predecessor, master.served = replace(master.settings, polite=polite), None, False
     assert polite == master.behind
 
-    master.board.set("generation", 1)
+    master.served = True
 
     assert not master.behind
 
