@@ -251,7 +251,7 @@ def test_waits_for_room(start: Start) -> None:
     assert (3, [5, 6]) == (server.board.get("generation"), [each.age for each in server.workers])
 
 
-def test_nobody_is_left_of_what_takes_over_again(start: Start) -> None:
+def test_not_forgotten_while_it_may_take_over_again(start: Start) -> None:
     """An old generation is not forgotten with its last worker while it may take over again from one that opens one by one."""
     server = start(active=2)
     server.beside = 1

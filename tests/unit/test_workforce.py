@@ -111,7 +111,7 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
 
 
 @pytest.mark.parametrize("polite", [False, True])
-def test_behind_others_until_it_has_opened(start: Start, *, polite: bool) -> None:
+def test_behind_others_until_it_serves(start: Start, *, polite: bool) -> None:
     """A server that is told of others is behind them until it serves, and behind nobody if its last worker dies later."""
     master = start(active=1).master
     master.settings, master.predecessor, master.served = replace(master.settings, polite=polite), None, False
