@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from server.scoreboard import Scoreboard, pack
 from server.states import State
-from server.worker.share import surplus
+from server.worker.share import Share
 
 FAR = 1 << 40
 
@@ -20,6 +21,12 @@ def page(counts: list[int]) -> Scoreboard:
         board.slots["word"][slot] = pack(State.ACTIVE, FAR)
         board.slots["connections"][slot] = count
     return board
+
+
+def beat(board: Scoreboard, slots: Iterable[int], turn: int) -> None:
+    """The loops of these workers turn."""
+    for slot in slots:
+        board.renew(slot, FAR + turn)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_surplus(counts: list[int], surpluses: list[int]) -> None:
     """Who has most lets go, where one has far more than its share or another far less, and as many as are lacking."""
     board = page(counts)
 
-    assert surpluses == [surplus(board, slot, count) for slot, count in enumerate(counts)]
+    assert surpluses == [Share(board, slot).surplus(count) for slot, count in enumerate(counts)]
 
 
 @pytest.mark.parametrize("counts", [[32, 0, 0, 0, 0, 0], [7, 7, 6, 6, 6, 0], [2, 0], [300] * 15 + [0], [5, 5, 5, 1]])
@@ -55,18 +62,33 @@ def test_comes_to_rest(counts: list[int], seed: int) -> None:
     """Whoever accepts what was let go, soon nobody lets go, nobody has none, and few connections have been closed for it."""
     chance, now, closed = random.Random(seed), list(counts), 0  # noqa: S311 - no secret
     board = page(now)
-    for _ in range(100):
-        going = [surplus(board, slot, count) for slot, count in enumerate(now)]
+    shares = [Share(board, slot) for slot in range(len(now))]
+    for turn in range(100):
+        beat(board, range(len(now)), turn)
+        going = [share.surplus(count) for share, count in zip(shares, now, strict=True)]
         closed += sum(going)
         now = [count - gone for count, gone in zip(now, going, strict=True)]
         for _ in range(sum(going)):
             now[chance.randrange(len(now))] += 1
         board.slots["connections"][: len(now)] = now
 
-    assert not any(surplus(board, slot, count) for slot, count in enumerate(now))
+    assert not any(going)
     assert sum(counts) == sum(now)
     assert min(now) > 0
     assert closed <= 3 * sum(counts)
+
+
+def test_one_that_takes_none() -> None:
+    """What one lacks whose loop does not turn is let go once and comes back; again when it turns, and then it has it."""
+    board = page([12, 12, 0])
+    first, second = Share(board, 0), Share(board, 1)
+
+    for turn in range(1, 4):
+        beat(board, [0, 1], turn)
+        assert (0 if turn > 1 else 4, 0 if turn > 1 else 4) == (first.surplus(12), second.surplus(12))
+
+    beat(board, [0, 1, 2], 4)
+    assert (4, 4) == (first.surplus(12), second.surplus(12))
 
 
 @pytest.mark.parametrize("state", [State.STANDBY, State.DRAINING, State.EMPTY])
@@ -75,13 +97,13 @@ def test_who_takes_no_traffic(state: State) -> None:
     board = page([32, 0])
     board.slots["word"][1] = pack(state, FAR)
 
-    assert [0, 0] == [surplus(board, 0, 32), surplus(board, 1, 40)]
+    assert [0, 0] == [Share(board, 0).surplus(32), Share(board, 1).surplus(40)]
 
 
 def test_says_what_it_has() -> None:
     """The page learns how many there are."""
     board = page([1, 1])
 
-    surplus(board, 1, 5)
+    Share(board, 1).surplus(5)
 
     assert 5 == board.slots["connections"][1]
