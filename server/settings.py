@@ -113,6 +113,10 @@ _ADDRESS = r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):(\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|6
 _address = _matching(_ADDRESS, "host:port")
 
 
+POLITE = 0.2
+"""Of the time that a boot may take, how much of it is polite: what is left must do for all of it at full speed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """All settings, read and checked. `read` is the way to make one."""
@@ -191,6 +195,11 @@ class Settings:
         settings = cls(**values, workers_given=PREFIX + "WORKERS" in given)
         settings.check()
         return settings
+
+    @property
+    def polite_seconds(self) -> float:
+        """How long a worker that boots, or a step of a build, stands back behind those that serve."""
+        return POLITE * self.boot_timeout
 
     def check(self) -> None:
         """Raise `ConfigurationError` where two settings contradict each other."""

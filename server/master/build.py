@@ -33,7 +33,7 @@ from server.settings import Settings
 from server.states import Phase
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing
-from server.warmup.polite import FULL_SPEED, POLITE, Pace, Polite
+from server.warmup.polite import FULL_SPEED, Pace, Polite
 from server.warmup.trial import survival, trial
 from server.warmup.warm import once
 
@@ -129,7 +129,7 @@ class Build:
 
     def _start(self) -> None:
         self.child = survival(self.loaded, self.settings, polite=self.polite) if self.loaded else self._trial()
-        self.hurries = time.monotonic() + POLITE * self.settings.boot_timeout
+        self.hurries = time.monotonic() + self.settings.polite_seconds
 
     def _trial(self) -> ThrowAwayChild:
         child = trial(self.changed, self.settings, self.remembered, polite=self.polite)
@@ -139,7 +139,7 @@ class Build:
 
     def _hurry(self, child: ThrowAwayChild) -> None:
         """A child that stands back can't be told to hurry: another begins anew, at full speed."""
-        _log.info("%s: not done behind those that serve in %g s, begins anew", child.name, POLITE * self.settings.boot_timeout)
+        _log.info("%s: not done behind those that serve in %g s, begins anew", child.name, self.settings.polite_seconds)
         child.close()
         self.polite = False
         self._start()
@@ -170,7 +170,7 @@ class Build:
         gc.freeze()
 
     def _pace(self) -> Pace:
-        until = now_ms() + int(POLITE * self.settings.boot_timeout * 1000)
+        until = now_ms() + int(self.settings.polite_seconds * 1000)
         return Polite(lambda: until, aside=True) if self.polite else FULL_SPEED
 
     def _load(self, files: ModelFiles, finding: Finding) -> Holding:

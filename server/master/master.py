@@ -60,7 +60,7 @@ class Master:
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
-        self.turns = Turns(self.workforce.slots, lambda: self.behind)
+        self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)
         self.losses = Losses(self.succession, self._halt)
         self.served = False
         """Whether a worker of this server has taken traffic."""

@@ -8,7 +8,7 @@ from server.barrier import Point
 from server.master.slots import Slots, backoff
 from server.scoreboard import now_ms
 from server.states import BOOTING, State
-from server.warmup.polite import ALONE, POLITE
+from server.warmup.polite import ALONE
 
 MISSED_SECONDS = 2.0
 """How long a worker is polite that is missed: it replaces one that took traffic, and needs few runs beside those that serve."""
@@ -23,9 +23,13 @@ class Turns:
     longer waited for: it may hang, which its boot deadline sees to.
     """
 
-    def __init__(self, slots: Slots, behind: Callable[[], bool] = lambda: False) -> None:
-        """Give turns to the workers in `slots`; `behind` says whether all of them boot behind another server's."""
+    def __init__(self, slots: Slots, longest: float, behind: Callable[[], bool] = lambda: False) -> None:
+        """Give turns to the workers in `slots`, each polite for up to `longest` seconds (`Settings.polite_seconds`).
+
+        `behind` says whether all of them boot behind another server's.
+        """
         self.slots = slots
+        self.longest = longest
         self.behind = behind
         self.board = slots.board
 
@@ -58,8 +62,7 @@ class Turns:
 
     def _polite(self, index: int) -> float:
         """How many seconds a worker is polite."""
-        longest = POLITE * self.slots.boot_timeout
-        return min(longest, MISSED_SECONDS) if self.board.slots["missed"][index] else longest
+        return min(self.longest, MISSED_SECONDS) if self.board.slots["missed"][index] else self.longest
 
     def _begun_ms(self, index: int) -> int:
         """When the back-off of a worker is over, which it waits out before anything else."""

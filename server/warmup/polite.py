@@ -19,8 +19,6 @@ from server.scoreboard import now_ms
 from server.warmup.breaks import Breaks
 from server.warmup.waiting import COUNTED, counted, own_clock, waited
 
-POLITE = 0.2
-"""Of the time that a worker may take to boot, how long it is polite: what is left must do for all of it at full speed."""
 ALONE = 1
 """Said in place of a time to a worker that boots while nobody serves: it need not be polite to anybody."""
 LONGEST_REST = 0.25

@@ -10,9 +10,10 @@ from server.master.slots import Slots
 from server.master.turns import MISSED_SECONDS, Turns
 from server.scoreboard import Scoreboard, now_ms
 from server.states import Event, Role
-from server.warmup.polite import ALONE, POLITE
+from server.warmup.polite import ALONE
 
 BOOT = 100.0
+POLITE = 20.0
 WAY = (Event.LOAD, Event.WARM, Event.PROVE, Event.ARRIVE, Event.OPEN)
 
 
@@ -24,7 +25,7 @@ class Scene:
         self.slots = Slots(Scoreboard.create(20), BOOT)
         self.board = self.slots.board
         self.board.set("active", max(serving, 1))
-        self.turns = Turns(self.slots)
+        self.turns = Turns(self.slots, POLITE)
         for _ in range(serving):
             self.open(self.fork(1))
 
@@ -73,7 +74,7 @@ def test_one_at_a_time() -> None:
     assert [True, False, False] == scene.given(first, second, third)
     assert scene.turns.waiting
     until = int(scene.board.slots["turn"][first]) - now_ms()
-    assert POLITE * BOOT * 1000 - 1000 < until <= POLITE * BOOT * 1000
+    assert POLITE * 1000 - 1000 < until <= POLITE * 1000
     scene.board.slots["barrier"][first] = Point.PROVEN
     assert [True, False, False] == scene.given(first, second, third)
     scene.board.slots["barrier"][first] = Point.REHEARSED
@@ -126,7 +127,7 @@ def test_missed() -> None:
     scene.turns.give()
 
     left = [(int(scene.board.slots["turn"][slot]) - now_ms()) / 1000 for slot in (missed, more)]
-    assert 0 < left[0] <= MISSED_SECONDS < POLITE * BOOT - 1 < left[1] <= POLITE * BOOT
+    assert 0 < left[0] <= MISSED_SECONDS < POLITE - 1 < left[1] <= POLITE
 
 
 def test_a_quarter() -> None:
