@@ -8,10 +8,12 @@ import socket
 import subprocess
 import tempfile
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
+
+import psutil
 
 from tests.server import Server
 from workloads.watch import Master, Ours, until
@@ -68,22 +70,25 @@ class Fleet(Master):
         configuration = Path(self.folder.name, "haproxy.cfg")
         configuration.write_text(text + "".join(_SERVER.format(place=place) for place in self.places), encoding="utf-8")
         self.proxy = subprocess.Popen([str(PROGRAM), "-f", str(configuration)], stderr=subprocess.DEVNULL)  # noqa: S603 - found on the path
-        try:
+        with ExitStack() as closing:
+            closing.callback(self.folder.cleanup)
+            closing.callback(self._end)
             until(lambda: not self.workers() and self.proxy.poll() is None, "HAProxy to see that no server is there")
             self.more()
             until(self.settled, "the first server")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+            self.closing = closing.pop_all()
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         """End them all."""
-        self.proxy.terminate()
+        self.closing.close()
+
+    def _end(self) -> None:
+        """End all that this process has started: a server whose start was interrupted is not in the list yet."""
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         self.proxy.wait()
-        for server in self.servers:
-            server.kill()
-        self.folder.cleanup()
 
     def pid(self) -> int:
         """HAProxy's, which has nothing to obey."""

@@ -141,8 +141,13 @@ class Stage:
             *("--skip-log-setup", "--title", title, "--results", str(RESULTS), "--model", self.model),
             *("--rate", f"{rate:.2f}", "--window", str(seconds or self.lengths.window), *options),
         ]
-        status = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - our own
-        return {title: read(path, status)}
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:  # noqa: S603 - our own
+            try:
+                running.wait()
+            except BaseException:  # this process is told to end: what the script has started ends with it
+                running.terminate()
+                raise
+        return {title: read(path, running.returncode)}
 
 
 def read(path: Path, status: int) -> Report:

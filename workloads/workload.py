@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import threading
 import time
@@ -56,9 +57,15 @@ def users(workload: Workload) -> type[User]:
         given = environment.parsed_options
         if given is None or given.windows < LEAST:
             sys.exit(f"{workload.name}: --windows is {LEAST} at least")
+        environment.process_exit_code = 1  # until there is a verdict
         run = Run(environment.host or "http://127.0.0.1:8000", given, workload.name)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until Locust has a handler, or what is prepared would stay
         workload.prepare(run)
         runs.append(run)
+
+        @environment.events.quitting.add_listener
+        def end(**_: object) -> None:
+            run.closing.close()
 
         @environment.events.spawning_complete.add_listener
         def begin(**_: object) -> None:
@@ -136,7 +143,6 @@ def _drive(environment: Environment, run: Run, workload: Workload) -> None:
         code = int(report.broken)
     except Exception:  # noqa: BLE001 - whatever it is, the run must end, and not well
         traceback.print_exc()
-    run.closing.close()
     environment.process_exit_code = code
     if environment.runner is not None:
         environment.runner.quit()

@@ -16,6 +16,7 @@ from bench.first import CONTROL
 from tests.models import dense, put
 from tests.server import ROOT, Server
 from workloads.fleet import PROGRAM
+from workloads.watch import ended, tree, until
 
 _COLD = """
 import time
@@ -110,3 +111,25 @@ def test_servers_behind_haproxy(tmp_path: Path) -> None:
     assert status == 0, said
     assert re.search(r"workers that served nothing +0 .*holds", said), said
     assert re.search(r"cold dispatches +0 .*holds", said), said
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
+@pytest.mark.parametrize("moment", ["in its preparation", "in its first window"])
+def test_an_end_leaves_nothing(moment: str, tmp_path: Path) -> None:
+    """A script that is told to end takes along what it has started: HAProxy and the servers behind it."""
+    models = tmp_path / "models"
+    put(models, "dense", dense(), "batch_sizes = [1]\n")
+    command = [
+        *(sys.executable, "-m", "locust", "-f", "workloads/scale_out.py", "--headless", "--only-summary", "--most", "2"),
+        *("--model", "dense", "--haproxy", str(models), "--results", str(tmp_path)),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as script:
+        until(lambda: len(tree(script.pid)) > len(("locust", "HAProxy", "a master")), "a server")
+        if moment == "in its first window":
+            assert script.stderr is not None
+            assert any("window 1" in line for line in script.stderr)
+        begun = tree(script.pid)
+        script.terminate()
+        script.communicate()
+        assert script.returncode
+    until(lambda: all(map(ended, begun)), "the end of all that it has started")
