@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import json
 import os
@@ -14,15 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
+from tests.orphan import Orphan, adopt_orphans
+
 ROOT = Path(__file__).parents[1]
-_PR_SET_CHILD_SUBREAPER = 36
 PATIENCE = 60.0
 """Seconds after which a condition that has not come is a failure."""
 
@@ -358,67 +357,3 @@ class Server:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
         self.reader.join(10)
-
-
-@dataclass
-class Orphan:
-    """A master whose parent, the master before it, has ended: this process has become its parent."""
-
-    pid: int
-    returncode: int | None = None
-
-    def poll(self) -> int | None:
-        """Its exit status, None while it runs."""
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self) -> int:
-        """Wait for its end; give its status."""
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.returncode
-
-
-def adopt_orphans() -> None:
-    """Have this process become the parent of what its children leave behind, so that it learns how that ends."""
-    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-
-
-class Repeat:
-    """`with Repeat(call) as repeat:` calls again and again until its end, from `threads` threads, `pause` seconds apart.
-
-    `results` are what `call` gave or raised, each after the time of the monotonic clock at which the call began, and before the
-    seconds it took.
-    """
-
-    def __init__(self, call: Callable[[], object], threads: int = 1, pause: float = 0.0) -> None:
-        """Prepare to call `call`."""
-        self.call = call
-        self.pause = pause
-        self.results: list[tuple[float, Any, float]] = []
-        self.stopped = threading.Event()
-        self.threads = [threading.Thread(target=self._repeat) for _ in range(threads)]
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Finish the calls at hand."""
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
-
-    def _repeat(self) -> None:
-        while not self.stopped.is_set():
-            began = time.monotonic()
-            try:
-                result = self.call()
-            except Exception as error:  # noqa: BLE001 - what went wrong is a result as well
-                result = error
-            self.results.append((began, result, time.monotonic() - began))
-            self.stopped.wait(self.pause)

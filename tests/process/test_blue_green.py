@@ -22,7 +22,8 @@ import pytest
 
 from deploy.haproxy.runtime_api import RuntimeApi
 from tests.phases import HELD, Gated
-from tests.server import PATIENCE, ROOT, Repeat, Server
+from tests.repeat import Repeat
+from tests.server import PATIENCE, ROOT, Server
 
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
 

@@ -11,8 +11,10 @@ from signal import SIGHUP, SIGKILL, SIGTTIN, SIGUSR2
 
 import pytest
 
+from tests.orphan import adopt_orphans
 from tests.phases import Scene, server_in
-from tests.server import PATIENCE, ROOT, Repeat, Server, adopt_orphans
+from tests.repeat import Repeat
+from tests.server import PATIENCE, ROOT, Server
 
 _CONF = """
 import os, runpy

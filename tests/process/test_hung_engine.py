@@ -14,7 +14,8 @@ import pytest
 
 from tests.clients import Client, get, infer
 from tests.engines import HANGS, HOLDS, WAITS, Engine
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 LIMIT = 1.0
 SLACK = 15.0

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.phases import OPEN, PHASES, SHAPES, Scene, server_in
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 KILLED = (r"Worker \(pid:\d+\) was sent SIGKILL", r"worker \d \(\w+\): killed by SIGKILL")
 

@@ -12,7 +12,8 @@ import pytest
 
 from server.master.capacity import WORKER_BYTES
 from tests.phases import Scene, server_in
-from tests.server import ROOT, Repeat
+from tests.repeat import Repeat
+from tests.server import ROOT
 
 TIGHT = ROOT / "tests" / "tight_conf.py"
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.clients import Client, arrivals, infer
 from tests.engines import Engine
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 LARGEST = 8
 BATCH_SECONDS = 0.05

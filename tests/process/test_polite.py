@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.models import identity, put
 from tests.phases import Scene, server_in
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 BOOT_TIMEOUT = 3
 MANY = 7

@@ -13,7 +13,8 @@ import pytest
 
 from tests.models import identity, put
 from tests.phases import Scene, server_in
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
 # The last of these: it ended between our look and gunicorn's.

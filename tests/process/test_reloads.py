@@ -16,7 +16,8 @@ from onnx import helper
 from server.scoreboard import MODEL_PLACES
 from tests.models import failing, graph, identity, put
 from tests.phases import Gated, server_in
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
 MIB = 1 << 20

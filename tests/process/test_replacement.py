@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.phases import SHAPES, server_in
-from tests.server import Repeat
+from tests.repeat import Repeat
 
 WATCHED = 5.0
 """Seconds during which boots are counted: 0, 1 and 3 seconds after the first are all that 1, 2, 4 … allow."""

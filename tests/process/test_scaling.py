@@ -10,7 +10,7 @@ from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU
 import pytest
 
 from tests.phases import SHAPES, Scene, server_in
-from tests.server import Repeat
+from tests.repeat import Repeat
 
 
 def _titles(scene: Scene, generation: int = 1) -> list[str]:

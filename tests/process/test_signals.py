@@ -11,7 +11,7 @@ from signal import SIGINT, SIGQUIT, SIGTERM, Signals
 import pytest
 
 from tests.phases import OPEN, PHASES, PLAIN, server_in
-from tests.server import Repeat
+from tests.repeat import Repeat
 
 QUICK = 10.0
 """Seconds within which an end is quick: far less than WARMFORK_REQUEST_TIMEOUT, which a graceful stop waits at most."""

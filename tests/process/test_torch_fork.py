@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tests.models import identity, put
-from tests.server import ROOT, Repeat, Server
+from tests.repeat import Repeat
+from tests.server import ROOT, Server
 from tests.torch_models import NETWORK, answer, put_text, put_torch, sentence, vector
 
 ROWS = [[1.0, 2.0, 3.0], [-0.5, 0.25, 4.0]]

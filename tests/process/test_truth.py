@@ -15,7 +15,8 @@ import pytest
 
 from tests.models import identity, put
 from tests.phases import HELD, PLAIN, SHAPES, Gated, server_in
-from tests.server import Repeat, Server
+from tests.repeat import Repeat
+from tests.server import Server
 
 Record = Any
 BUSY = "end = {start} + {seconds}\nwhile time.time() < end: pass"
