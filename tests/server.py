@@ -36,7 +36,7 @@ class Server:
     def __init__(self, models: Path, *arguments: str, ready: bool = True, **settings: object) -> None:
         """Serve `models`; `settings` are ours without prefix (`workers=2`); `arguments` go to gunicorn."""
         self.models = models
-        self.arguments = arguments
+        self.command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *arguments]
         self.wait_for_ready = ready
         given = {
             "models": models,
@@ -58,7 +58,7 @@ class Server:
         """Start gunicorn and return at once."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WARMFORK_")}
         self.process: subprocess.Popen[str] | Orphan = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *self.arguments],
+            self.command,
             cwd=ROOT,
             env={**environment, **self.settings, "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
