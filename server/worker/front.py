@@ -19,7 +19,7 @@ from server.worker.connection import Connection
 from server.worker.error_page import refusal
 from server.worker.head import Head
 from server.worker.loop import Loop
-from server.worker.share import Share
+from server.worker.share import surplus
 from server.worker.tasks import Tasks
 
 GATHER = 16
@@ -35,7 +35,6 @@ class Front(Common):
         """Serve the app of gunicorn's `worker`."""
         super().__init__(worker, loop, tasks, serving)
         self.batcher = batcher
-        self.share = Share(serving.board, serving.slot)
         self.connections: dict[int, Connection] = {}
         """By descriptor."""
         self.listeners: list[socket.socket] = []
@@ -142,8 +141,9 @@ class Front(Common):
             elif self.leaving and connection.idle and now - self.left > QUIET_SECONDS:
                 connection.quit()
         self.overdue = self.leaving and now - self.left > self.cfg.graceful_timeout
-        self.serving.board.slots["waiting"][self.serving.slot] = self.batcher.waiting
-        self.surplus = self.share.surplus(len(self.connections))
+        board, slot = self.serving.board, self.serving.slot
+        board.slots["waiting"][slot] = self.batcher.waiting
+        self.surplus = surplus(board, slot, len(self.connections), self.cfg.timeout)
         if not self.leaving:
             self._listen(on=True)
 

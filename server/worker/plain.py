@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from wsgiref.types import WSGIApplication
 
 from server.refusals import AbandonedError
@@ -14,7 +15,7 @@ from server.worker.reply import Reply
 def answer(connection: Connection, front: Common, head: Head) -> None:
     """Answer one request of `connection`, in a task."""
     environ = head.environ
-    reply = Reply(connection.sendall, closes=connection.closing(wanted=head.closes))
+    reply = Reply(connection.sendall, partial(connection.closing, wanted=head.closes))
     try:
         try:
             _run(front.app, environ, reply, connection)

@@ -67,12 +67,13 @@ def _fields(status: str, headers: tuple[tuple[str, str], ...]) -> Fields:
 class Reply:
     """One answer: what the app says of it, then its bytes."""
 
-    __slots__ = ("chunked", "closes", "fields", "length", "sent", "started", "status", "write")
+    __slots__ = ("chunked", "closes", "closing", "fields", "length", "sent", "started", "status", "write")
 
-    def __init__(self, write: Write, *, closes: bool) -> None:
-        """Hand bytes to `write`; `closes`: say that the connection ends with it."""
+    def __init__(self, write: Write, closing: Callable[[], bool]) -> None:
+        """Hand bytes to `write`; `closing`, asked when the head is written, says whether the connection ends with it."""
         self.write = write
-        self.closes = closes
+        self.closing = closing
+        self.closes = False
         self.status = ""
         self.fields = _NOTHING
         self.length: int | None = None
@@ -91,7 +92,6 @@ class Reply:
         self.fields = fields = _fields(status, tuple(map(tuple, headers)))
         self.status = status
         self.length = fields.length
-        self.closes = self.closes or fields.closes
         return self.body
 
     def body(self, data: bytes, *, last: bool = False) -> None:
@@ -125,6 +125,7 @@ class Reply:
     def _head(self) -> bytes:
         self.started = True
         fields = self.fields
+        self.closes = fields.closes or self.closing()
         self.chunked = self.length is None and not fields.bare
         framing = "Transfer-Encoding: chunked\r\n" if self.chunked else ""
         length = "" if self.length == fields.length or fields.bare else f"Content-Length: {self.length}\r\n"

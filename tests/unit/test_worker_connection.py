@@ -34,6 +34,21 @@ def told(desk: Desk, client: Client) -> list[tuple[int, bool]]:
     return [(answer.status, answer.says_close) for answer in client.answers()]
 
 
+@pytest.mark.parametrize("request_", [post(1.0), chunked(1.0)])
+@pytest.mark.parametrize(("begun", "answered", "closed"), [(2, 0, 0), (0, 2, 2)])
+def test_who_is_let_go(request_: bytes, begun: int, answered: int, closed: int) -> None:
+    """How many connections are too many counts when they are answered: those that waited meanwhile have promised nothing."""
+    with Desk() as desk:
+        clients = [desk.open() for _ in range(8)]
+        desk.batcher.held, desk.front.surplus = True, begun
+        for client in clients:
+            client.send(request_)
+        desk.settle(clients)
+        desk.batcher.held, desk.front.surplus = False, answered
+        desk.settle(clients)
+        assert closed == sum(client.answers()[0].says_close for client in clients)
+
+
 @pytest.mark.parametrize("bad", [b"BAD\r\n\r\n", LIVE[:-2] + b"Transfer-Encoding: gzip\r\n\r\n", chunked(1.0)[:-9]])
 def test_gone_before_it_is_refused(bad: bytes) -> None:
     """A client that says nonsense and is gone before it can be told takes nobody with it."""

@@ -28,7 +28,7 @@ REFUSED = (InvalidResponseHeader, InvalidResponseHeaderName, ValueError, TypeErr
 def ours(status: str, fields: Fields, body: Sequence[bytes], *, closes: bool = False) -> bytes:
     """What we send."""
     written: list[bytes] = []
-    reply = Reply(written.append, closes=closes)
+    reply = Reply(written.append, lambda: closes)
     reply.start(status, fields)
     if len(body) == 1 and isinstance(body, list):
         reply.body(body[0], last=True)
@@ -86,7 +86,7 @@ def test_without_a_length(body: list[bytes]) -> None:
 def test_a_length_that_we_know(body: list[bytes]) -> None:
     """A body that is all there has a length, though the app did not say it: nothing of chunks, one piece to send."""
     written: list[bytes] = []
-    reply = Reply(written.append, closes=False)
+    reply = Reply(written.append, lambda: False)
     reply.start("200 OK", [("Content-Type", "text/plain")])
     reply.body(body[0], last=True)
     assert 1 == len(written)
@@ -116,7 +116,7 @@ def test_another_length_than_said(said: int, body: list[bytes], sent: bytes, sho
     """No more is sent than the app said; where it was less, the connection has to say so by its end."""
     fields = [("Content-Length", str(said))]
     written: list[bytes] = []
-    reply = Reply(written.append, closes=False)
+    reply = Reply(written.append, lambda: False)
     reply.start("200 OK", fields)
     for part in body:
         reply.body(part)
@@ -149,7 +149,7 @@ def test_what_must_not_be_sent(status: str, fields: Fields) -> None:
         theirs(status, fields, [b""])
     written: list[bytes] = []
     with pytest.raises(type(expected.value)):
-        Reply(written.append, closes=False).start(status, fields)
+        Reply(written.append, lambda: False).start(status, fields)
     assert [] == written
 
 
@@ -164,8 +164,9 @@ def test_hop_by_hop(name: str) -> None:
 @pytest.mark.parametrize("value", ["close", "Close"])
 def test_an_app_that_wants_an_end(value: str) -> None:
     """An app that says `Connection: close` is believed, and its client told."""
-    reply = Reply(lambda _: None, closes=False)
+    reply = Reply(lambda _: None, lambda: False)
     reply.start("200 OK", [("Connection", value)])
+    reply.end()
     assert reply.closes
     assert b"\r\nConnection: close\r\n" in ours("200 OK", [("Connection", value)], [b"a"])
 
@@ -173,7 +174,7 @@ def test_an_app_that_wants_an_end(value: str) -> None:
 def test_started_twice() -> None:
     """An app that begins again must have a reason; once something was sent, the reason is raised."""
     written: list[bytes] = []
-    reply = Reply(written.append, closes=False)
+    reply = Reply(written.append, lambda: False)
     reply.start("200 OK", [("X", "y"), ("Content-Length", "3")])
     with pytest.raises(AssertionError, match="already set"):
         reply.start("200 OK", [])
@@ -190,7 +191,7 @@ def test_started_twice() -> None:
 def test_the_write_that_start_gives() -> None:
     """An app of the oldest kind may write by the function that it is given."""
     written: list[bytes] = []
-    reply = Reply(written.append, closes=False)
+    reply = Reply(written.append, lambda: False)
     write = reply.start("200 OK", [])
     write(b"he")
     write(b"llo")
