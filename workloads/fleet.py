@@ -8,12 +8,10 @@ import socket
 import subprocess
 import tempfile
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
-
-import psutil
 
 from tests.server import Server
 from workloads.watch import Master, Ours, until
@@ -38,6 +36,8 @@ backend servers
     option httpchk GET /readyz
     default-server check inter 100ms fall 1 rise 1
 """
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
+"""Put before a command: it is told to end when the process that has started it ends, however that does."""
 _SERVER = "    server {place.port} 127.0.0.1:{place.port} port {place.management}\n"
 _DRAIN = 1
 """Seconds that a server goes on serving when it has said that it is not ready: more than HAProxy needs to hear it."""
@@ -62,16 +62,15 @@ class Fleet(Master):
         self.port, self.statistics, *others = _free(2 + 2 * most)
         self.places = [Place(*pair) for pair in zip(others[::2], others[1::2], strict=True)]
         self.servers: list[Server] = []
-        self.folder = tempfile.TemporaryDirectory(prefix="warmfork-haproxy-")
 
     def __enter__(self) -> Self:
         """Start HAProxy and one server, and wait until it sends to that."""
         text = _CONFIGURATION.format(port=self.port, statistics=self.statistics)
-        configuration = Path(self.folder.name, "haproxy.cfg")
-        configuration.write_text(text + "".join(_SERVER.format(place=place) for place in self.places), encoding="utf-8")
-        self.proxy = subprocess.Popen([str(PROGRAM), "-f", str(configuration)], stderr=subprocess.DEVNULL)  # noqa: S603 - found on the path
-        with ExitStack() as closing:
-            closing.callback(self.folder.cleanup)
+        with ExitStack() as closing, tempfile.TemporaryDirectory(prefix="warmfork-haproxy-") as folder:
+            configuration = Path(folder, "haproxy.cfg")
+            configuration.write_text(text + "".join(_SERVER.format(place=place) for place in self.places), encoding="utf-8")
+            command = [*DIES_WITH_US, str(PROGRAM), "-f", str(configuration)]
+            self.proxy = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 - found on the path
             closing.callback(self._end)
             until(lambda: not self.workers() and self.proxy.poll() is None, "HAProxy to see that no server is there")
             self.more()
@@ -84,11 +83,11 @@ class Fleet(Master):
         self.closing.close()
 
     def _end(self) -> None:
-        """End all that this process has started: a server whose start was interrupted is not in the list yet."""
-        for child in psutil.Process().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
-        self.proxy.wait()
+        with ExitStack() as closing:
+            closing.callback(self.proxy.wait)
+            closing.callback(self.proxy.terminate)
+            for server in self.servers:
+                closing.callback(server.kill)
 
     def pid(self) -> int:
         """HAProxy's, which has nothing to obey."""
@@ -108,7 +107,11 @@ class Fleet(Master):
         return len(self.servers)
 
     def settled(self) -> bool:
-        """Whether HAProxy sends to all of them."""
+        """Whether HAProxy sends to all of them. Raises `RuntimeError` with its log where one has ended."""
+        for server in self.servers:
+            if server.process.poll() is not None:
+                message = f"a server ended with {server.process.poll()}:\n{server.log}"
+                raise RuntimeError(message)
         return len(self.workers()) == len(self.servers)
 
     def more(self) -> None:
@@ -118,6 +121,7 @@ class Fleet(Master):
         bind, management_bind = (f"127.0.0.1:{port}" for port in place)
         where = {"bind": bind, "management_bind": management_bind}
         server = Server(self.models, ready=False, drain=_DRAIN, polite=int(bool(self.servers)), **where)
+        server.command[:0] = DIES_WITH_US
         self.servers.append(server.start())
 
     def fewer(self) -> None:

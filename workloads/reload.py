@@ -87,6 +87,7 @@ def _broken(run: Run) -> None:
     """Refused in words, and the same workers serve on."""
     before, generation = run.master.workers(), run.status()["generation"]
     folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("live private", "raise RuntimeError"))
+    run.closing.callback(shutil.rmtree, folder, ignore_errors=True)  # also where the run is told to end before it is removed
     try:
         os.kill(run.master.pid(), signal.SIGHUP)
         until(lambda: BROKEN in " ".join(run.status()["reasons"]), "the reload to be refused")

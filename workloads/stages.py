@@ -20,7 +20,7 @@ from bench.client import infer
 from bench.embed import MODEL, PACKAGE
 from bench.report import Figure, Report, Say
 from tests.server import ROOT, Server
-from workloads.fleet import PROGRAM
+from workloads.fleet import DIES_WITH_US, PROGRAM
 from workloads.run import INPUTS
 from workloads.watch import Ours, ended, until
 
@@ -137,17 +137,13 @@ class Stage:
         path = RESULTS / f"{title}.json"
         path.unlink(missing_ok=True)
         command = [
+            *DIES_WITH_US,
             *(sys.executable, "-m", "locust", "-f", f"workloads/{script}.py", "--headless", "--only-summary"),
             *("--skip-log-setup", "--title", title, "--results", str(RESULTS), "--model", self.model),
             *("--rate", f"{rate:.2f}", "--window", str(seconds or self.lengths.window), *options),
         ]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as running:  # noqa: S603 - our own
-            try:
-                running.wait()
-            except BaseException:  # this process is told to end: what the script has started ends with it
-                running.terminate()
-                raise
-        return {title: read(path, running.returncode)}
+        status = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - our own
+        return {title: read(path, status)}
 
 
 def read(path: Path, status: int) -> Report:

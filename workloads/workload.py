@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import threading
 import time
@@ -59,7 +58,6 @@ def users(workload: Workload) -> type[User]:
             sys.exit(f"{workload.name}: --windows is {LEAST} at least")
         environment.process_exit_code = 1  # until there is a verdict
         run = Run(environment.host or "http://127.0.0.1:8000", given, workload.name)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until Locust has a handler, or what is prepared would stay
         workload.prepare(run)
         runs.append(run)
 
