@@ -34,12 +34,13 @@ frontend statistics
     stats uri /
 backend servers
     option httpchk GET /readyz
-    default-server check inter 100ms fall 1 rise 1
+    # who serves is asked no more often than by deploy/haproxy: that would be felt where there are more of them
+    default-server check inter 1s downinter 100ms fall 1 rise 1
 """
 DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
 """Put before a command: it is told to end when the process that has started it ends, however that does."""
 _SERVER = "    server {place.port} 127.0.0.1:{place.port} port {place.management}\n"
-_DRAIN = 1
+_DRAIN = 2
 """Seconds that a server goes on serving when it has said that it is not ready: more than HAProxy needs to hear it."""
 
 
