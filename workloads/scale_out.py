@@ -69,7 +69,7 @@ def _judge(run: Run) -> list[Figure]:
 
 
 def _parts(run: Run) -> list[Figure]:
-    """What is felt of each half of a window, by as much of its neighbour: having more of them may cost something as well.
+    """What is felt in each part of a window, by the same part of its neighbour: having more of them may cost something as well.
 
     Of a plain gunicorn nobody knows when a worker is there.
     """
@@ -78,8 +78,8 @@ def _parts(run: Run) -> list[Figure]:
 
     def p95(event: str, *, joining: bool) -> list[float]:
         cuts = [(each, each.begin + seconds) for each, seconds in zip(run.of(event), run.details["seconds to grow"], strict=True)]
-        halves = [Window(each.begin, cut, event) if joining else Window(cut, each.end, event) for each, cut in cuts]
-        return [percentile_ms(each.of(run.traffic.answers), 0.95) for each in halves]
+        parts = [Window(each.begin, cut, event) if joining else Window(cut, each.end, event) for each, cut in cuts]
+        return [percentile_ms(each.of(run.traffic.answers), 0.95) for each in parts]
 
     return [
         compare(f"p95 {when} ÷ without", p95(EVENT, joining=joining), p95("", joining=joining), None)

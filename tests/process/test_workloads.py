@@ -21,6 +21,7 @@ from tests.server import PATIENCE, ROOT, Server
 from workloads.fleet import PROGRAM
 from workloads.watch import ended, until
 
+_needs_haproxy = pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
 _COLD = """
 import time
 from setproctitle import getproctitle
@@ -105,7 +106,7 @@ def test_refused_reload(tmp_path: Path) -> None:
     assert [folder.name for folder in (tmp_path / "models").iterdir()] == ["dense"]
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
+@_needs_haproxy
 def test_servers_behind_haproxy(tmp_path: Path) -> None:
     """`scale_out` with a second server behind HAProxy: nothing fails, both serve, none runs a cold shape."""
     wide = ("--bound-p95", "7", "--bound-p95-ms", "250", "--bound-slowest", "7")
@@ -126,7 +127,7 @@ def _of(models: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
+@_needs_haproxy
 @pytest.mark.parametrize(("moment", "status"), [("prepares", -SIGTERM), ("window 1", 1)])
 def test_an_end_leaves_nothing(moment: str, status: int, tmp_path: Path) -> None:
     """A script that is told to end takes along what it has started, HAProxy and servers, and claims no bound to hold."""
