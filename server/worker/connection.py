@@ -259,6 +259,7 @@ class Connection(Channel):
         if not self.ahead and not self.ended:
             with suppress(OSError):
                 self.ahead = self.sock.recv(RECEIVE)
+                self.late = self.front.refusing
         return bool(self.ahead)
 
     def refuse(self, error: RefusalError) -> None:

@@ -143,7 +143,8 @@ class Front(Common):
         self.overdue = self.leaving and now - self.left > self.cfg.graceful_timeout
         board, slot = self.serving.board, self.serving.slot
         board.slots["waiting"][slot] = self.batcher.waiting
-        self.surplus = surplus(board, slot, len(self.connections), self.cfg.timeout)
+        staying = sum(not connection.closes for connection in self.connections.values())
+        self.surplus = surplus(board, slot, staying, self.cfg.timeout)
         if not self.leaving:
             self._listen(on=True)
 

@@ -23,6 +23,11 @@ def page(counts: list[int]) -> Scoreboard:
     return board
 
 
+def stand_still(board: Scoreboard, slot: int) -> None:
+    """The loop of a worker has not turned for a while."""
+    board.renew(slot, now_ms() + int((TIMEOUT - STILL_SECONDS) * 1000) - 1)
+
+
 @pytest.mark.parametrize(
     ("counts", "surpluses"),
     [
@@ -79,13 +84,35 @@ def test_who_takes_no_traffic(state: State) -> None:
     assert [0, 0] == [surplus(board, 0, 32, TIMEOUT), surplus(board, 1, 40, TIMEOUT)]
 
 
-@pytest.mark.parametrize(("counts", "surpluses"), [([12, 12, 0], [0, 0]), ([24, 0, 0], [12, 0]), ([12, 0, 40], [6, 0])])
+@pytest.mark.parametrize(("counts", "surpluses"), [([12, 12, 0], [0, 0]), ([24, 0, 0], [8, 0]), ([40, 8, 12], [12, 0])])
 def test_one_that_stands_still(counts: list[int], surpluses: list[int]) -> None:
-    """Nothing is let go for one whose loop does not turn, and the others share what they have, as if it were not there."""
+    """Nothing is let go for one whose loop does not turn, and nobody's share is another for it."""
     board = page(counts)
-    board.renew(2, now_ms() + int((TIMEOUT - STILL_SECONDS) * 1000) - 1)
+    stand_still(board, 2)
 
     assert surpluses == [surplus(board, slot, counts[slot], TIMEOUT) for slot in (0, 1)]
+
+
+@pytest.mark.parametrize("counts", [[24, 24, 0], [15, 15, 15, 15, 10, 10, 10, 10], [32, 0, 0, 0]])
+@pytest.mark.parametrize("seed", range(5))
+def test_long_batches(counts: list[int], seed: int) -> None:
+    """Where most workers are in the middle of a batch whenever one looks, it comes to rest as well, for as few connections."""
+    chance, now, closed = random.Random(seed), list(counts), 0  # noqa: S311 - no secret
+    for _ in range(200):
+        board = page(now)
+        looks = chance.randrange(len(now))
+        others = [slot for slot in range(len(now)) if slot != looks]
+        for slot in chance.sample(others, len(others) * 2 // 3):
+            stand_still(board, slot)
+        going = surplus(board, looks, now[looks], TIMEOUT)
+        closed += going
+        now[looks] -= going
+        for _ in range(going):  # those who stand still accept as well, once their batch is over
+            now[chance.randrange(len(now))] += 1
+
+    board = page(now)
+    assert not any(surplus(board, slot, count, TIMEOUT) for slot, count in enumerate(now))
+    assert closed <= 3 * sum(counts)
 
 
 def test_says_what_it_has() -> None:
