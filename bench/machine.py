@@ -27,6 +27,8 @@ STACK = (
     "sentence-transformers",
     "uvloop",
 )
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
+"""Put before a command: it is told to end when the thread that has started it ends, however that does."""
 CORES = sorted(os.sched_getaffinity(0))
 """What we were given, before anything is kept to one of them."""
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from bench import load
 from bench.client import Connection
-from bench.machine import pinned
+from bench.machine import DIES_WITH_US, pinned
 from bench.report import Say
 from tests.server import ROOT, Server
 
@@ -71,9 +71,8 @@ def serve(app: str, model: Path, arguments: str, request: bytes) -> Iterator[Riv
     """Serve `bench/<app>.py` with one worker; give it once it has answered `request`."""
     process = subprocess.Popen(  # noqa: S603 - our own program
         [
-            sys.executable,
-            "-m",
-            "gunicorn",
+            *DIES_WITH_US,
+            *(sys.executable, "-m", "gunicorn"),
             *f"-w 1 --keep-alive 75 -b 127.0.0.1:0 --no-control-socket {arguments} {app}:app".split(),
         ],
         cwd=ROOT / "bench",  # in the root gunicorn would find our own configuration

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -37,19 +38,23 @@ def main() -> int:
         print(f"[{time.monotonic() - started:5.0f} s] {who}: {what}", file=sys.stderr, flush=True)
 
     reports: dict[str, Report] = {}
+
+    def collect(title: str, run: Callable[[], Mapping[str, Report]]) -> None:
+        try:
+            reports.update(run())
+        except Exception:  # noqa: BLE001 - what could not be run is broken, and the others go on
+            traceback.print_exc()
+            reports[title] = Report([Figure("could not be run: see above", 1, bound=0)])
+
     with tempfile.TemporaryDirectory(prefix="warmfork-load-") as folder:
         for model in given.model or MODELS:
             stage = Stage(model, Path(folder), QUICK if given.quick else FULL, partial(say, model))
             for name in [each for each in names if each != MOMENTS]:
                 began = time.monotonic()
-                try:
-                    reports |= getattr(stage, name)()
-                except Exception:  # noqa: BLE001 - what could not be run is broken, and the others go on
-                    traceback.print_exc()
-                    reports[f"{name}-{model}"] = Report([Figure("could not be run: see above", 1, bound=0)])
+                collect(f"{name}-{model}", getattr(stage, name))
                 say(model, f"{name} took {time.monotonic() - began:.0f} s")
         if MOMENTS in names:
-            reports[MOMENTS] = moments.run(Path(folder), partial(say, MOMENTS))
+            collect(MOMENTS, lambda: {MOMENTS: moments.run(Path(folder), partial(say, MOMENTS))})
             write(reports[MOMENTS], RESULTS / f"{MOMENTS}.json")
     took = Report([Figure("from the beginning to the end", time.monotonic() - started, "s")])
     print(table({**reports, "all": took}))

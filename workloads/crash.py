@@ -1,4 +1,4 @@
-"""`kill -9` of a worker every second: only what was running in it fails, and a standby takes its place at once.
+"""`kill -9` of a worker every second, or as often as the warm pool fills: what was running in it fails, and nothing else.
 
 `locust -f workloads/crash.py --headless -H http://127.0.0.1:8000`; the server needs two workers and `WARMFORK_STANDBY=1`.
 """

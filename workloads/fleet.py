@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from bench.machine import DIES_WITH_US
 from tests.server import Server
+from workloads import children
 from workloads.watch import Master, Ours, until
 
 PROGRAM = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
@@ -34,11 +36,9 @@ frontend statistics
     stats uri /
 backend servers
     option httpchk GET /readyz
-    # who serves is asked no more often than by deploy/haproxy: that would be felt where there are more of them
-    default-server check inter 1s downinter 100ms fall 1 rise 1
+    # asked no more often than by deploy/haproxy: that would be felt where there are more of them
+    default-server check inter 1s fall 1 rise 1
 """
-DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM")
-"""Put before a command: it is told to end when the process that has started it ends, however that does."""
 _SERVER = "    server {place.port} 127.0.0.1:{place.port} port {place.management}\n"
 _DRAIN = 2
 """Seconds that a server goes on serving when it has said that it is not ready: more than HAProxy needs to hear it."""
@@ -121,9 +121,8 @@ class Fleet(Master):
         place = self.places[len(self.servers)]
         bind, management_bind = (f"127.0.0.1:{port}" for port in place)
         where = {"bind": bind, "management_bind": management_bind}
-        server = Server(self.models, ready=False, drain=_DRAIN, polite=int(bool(self.servers)), **where)
-        server.command[:0] = DIES_WITH_US
-        self.servers.append(server.start())
+        made = children.server(self.models, ready=False, drain=_DRAIN, polite=int(bool(self.servers)), **where)
+        self.servers.append(made.start())
 
     def fewer(self) -> None:
         """Stop the newest, in order."""

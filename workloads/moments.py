@@ -22,6 +22,7 @@ from bench.client import Connection, infer
 from bench.report import Figure, Report, Say
 from tests.models import dense, identity, put
 from tests.server import Server
+from workloads import children
 
 ROUNDS = 5
 SOON_MS = 50.0
@@ -118,7 +119,7 @@ def _answer_ms(server: Server, request: bytes, act: Callable[[], None]) -> float
 def _promotions(models: Path) -> tuple[list[float], list[float]]:
     request = infer("dense", repository.row(1))
     promoted, restored = [], []
-    with Server(models, workers=2, standby=1, max_workers=3) as server:
+    with children.server(models, workers=2, standby=1, max_workers=3) as server:
         server.expect(*KILLED)
         for _ in range(ROUNDS):
             server.wait_state("standby")
@@ -140,7 +141,7 @@ def _joins(models: Path) -> tuple[list[float], list[float]]:
     command = [sys.executable, "-c", _BARE % WIDTH, str(folder / "1" / "model.onnx"), str(ROUNDS)]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()  # noqa: S603 - our own program
     joined = []
-    with Server(models, max_workers=2) as server:
+    with children.server(models, max_workers=2) as server:
         for turn in range(ROUNDS):
             start = time.perf_counter()
             os.kill(server.process.pid, signal.SIGTTIN)
@@ -154,7 +155,7 @@ def _joins(models: Path) -> tuple[list[float], list[float]]:
 def _forks(models: Path) -> int:
     broken = models / "broken"
     put(models, "m", identity(), "batch_sizes = [1]\n", _PYTHON.format(busy=0, broken=broken))
-    with Server(models, workers=2) as server:
+    with children.server(models, workers=2) as server:
         server.expect(*KILLED, "SIGABRT", "Worker .* was sent")
         broken.touch()
         before, begun = server.log.count("Booting worker"), time.monotonic()
@@ -185,7 +186,7 @@ def _stop(models: Path) -> tuple[int, int, int]:
             with lock:
                 outcomes[outcome] += 1
 
-    with Server(models, workers=2) as server, ThreadPoolExecutor(CLIENTS) as pool:
+    with children.server(models, workers=2) as server, ThreadPoolExecutor(CLIENTS) as pool:
         clients = [pool.submit(ask, server, long=place < CLIENTS // 2) for place in range(CLIENTS)]
         server.wait(lambda: outcomes["answered"] > CLIENTS, "answers")
         server.stop()

@@ -1,4 +1,4 @@
-"""New models and new code under load: HUP, HUP with nothing new, HUP with a model that fails to warm, USR2.
+"""New models and new code under load: HUP, HUP with nothing new, USR2; HUP and USR2 with a model that fails to warm.
 
 `locust -f workloads/reload.py --headless -H http://127.0.0.1:8000 --repository models`
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +22,7 @@ from workloads.watch import ended, replaced, tree, until
 from workloads.workload import Workload, users
 
 BROKEN = "broken"
-"""A model that loads, and fails when it is run."""
+"""A model that passes its trials, and fails when a worker warms it."""
 
 
 def _act(run: Run) -> None:
@@ -83,15 +84,15 @@ def _renew(run: Run) -> None:
     replaced(run.master, before)
 
 
-def _broken(run: Run) -> None:
-    """Refused in words, and the same workers serve on."""
+def _broken(run: Run, number: signal.Signals) -> None:
+    """What a signal asks for is refused in words, and the same workers serve on."""
     before, generation = run.master.workers(), run.status()["generation"]
-    folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("live private", "raise RuntimeError"))
+    folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("worker", "raise RuntimeError"))
     run.closing.callback(shutil.rmtree, folder, ignore_errors=True)  # also where the run is told to end before it is removed
     try:
-        os.kill(run.master.pid(), signal.SIGHUP)
-        until(lambda: BROKEN in " ".join(run.status()["reasons"]), "the reload to be refused")
-        until(run.master.settled, "the refused generation to leave")
+        os.kill(run.master.pid(), number)
+        until(lambda: BROKEN in " ".join(run.status()["reasons"]), "what failed to be refused")
+        until(run.master.settled, "all that came of it to leave")
     finally:
         shutil.rmtree(folder)
     if (run.master.workers(), run.status()["generation"]) != (before, generation):
@@ -110,7 +111,13 @@ def _usr2(run: Run) -> None:
 
 
 NEW, SAME = "HUP", "HUP with nothing new"
-EVENTS = {NEW: _new, SAME: _same, "broken HUP": _broken, "USR2": _usr2}
+EVENTS: Mapping[str, Callable[[Run], None]] = {
+    NEW: _new,
+    SAME: _same,
+    "broken HUP": partial(_broken, number=signal.SIGHUP),
+    "USR2": _usr2,
+    "broken USR2": partial(_broken, number=signal.SIGUSR2),
+}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "events": {"default": ",".join(EVENTS), "help": "which, with commas in between"},
     "hups": {"type": int, "default": 0, "help": "how many more HUPs at the end, to see whether memory grows"},

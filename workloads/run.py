@@ -92,9 +92,9 @@ class Run:
         """A window of the first requests that a fresh server gets: nothing is thrown away as settling."""
         self.window(FIRST)
 
-    def rest(self) -> None:
-        """Let as much time pass as the options say, so that what an event costs afterwards is not in the next window."""
-        self._wait(self.now + self.options.window)
+    def rest(self, windows: float = 1) -> None:
+        """Let so many times as much time pass as the options say, so that what an event costs afterwards is not in the next."""
+        self._wait(self.now + windows * self.options.window)
 
     def _wait(self, end: float) -> None:
         """Look at the server as often as while an event goes on: who looks must not be a neighbour of those windows alone."""

@@ -19,6 +19,8 @@ from workloads.windows import Window, compare, percentile_ms
 from workloads.workload import Workload, users
 
 EVENT = "scale-out"
+BACK = 0.05
+"""Windows that pass when there is one worker again, before one without an event: clients of the others are coming back."""
 
 
 def _prepare(run: Run) -> None:
@@ -45,6 +47,7 @@ def _act(run: Run) -> None:
         unserved.append(sum(count == before.get(each, 0) for each, count in after.items()))
         cold.append(run.master.cold())
         scale(run.master, 1)
+        run.rest(BACK)
 
     scale(run.master, 1)
     run.pairs(EVENT, grow, back)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from bench import load, repository, rivals
 from bench.client import infer
 from bench.embed import MODEL, PACKAGE
 from bench.report import Figure, Report, Say
-from tests.server import ROOT, Server
-from workloads.fleet import DIES_WITH_US, PROGRAM
+from workloads.children import finish, server
+from workloads.fleet import PROGRAM
 from workloads.run import INPUTS
 from workloads.watch import Ours, ended, until
 
@@ -64,10 +63,10 @@ class Stage:
     def rate(self) -> float:
         """Requests per second: half of what one worker answers at most."""
         self.say("looking for the capacity of one worker")
-        with Server(self.models, ready=False) as server:
-            server.wait_ready(_BOOT)
+        with server(self.models, ready=False) as alone:
+            alone.wait_ready(_BOOT)
             connections, seconds = _CAPACITY
-            found = load.finish(load.start(server.port, self.request, connections, seconds)).rate
+            found = load.finish(load.start(alone.port, self.request, connections, seconds)).rate
         self.say(f"{found:.1f} requests/s; half of that are sent")
         return found / 2
 
@@ -105,12 +104,12 @@ class Stage:
 
     def _ours(self, script: str, *options: str, seconds: float = 0, **settings: object) -> dict[str, Report]:
         rate = self.rate  # looked for before the server is there
-        with Server(self.models, ready=False, **settings) as server:
-            server.wait_ready(_BOOT)
-            server.expect("")  # what its log says is what the tests look at
-            management = f"http://127.0.0.1:{server.management_port}"
-            found = self._locust(script, "", "-H", server.url, "--management", management, *options, rate=rate, seconds=seconds)
-            if server.process.poll() is not None:  # another master has taken over
+        with server(self.models, ready=False, **settings) as ours:
+            ours.wait_ready(_BOOT)
+            ours.expect("")  # what its log says is what the tests look at
+            management = f"http://127.0.0.1:{ours.management_port}"
+            found = self._locust(script, "", "-H", ours.url, "--management", management, *options, rate=rate, seconds=seconds)
+            if ours.process.poll() is not None:  # another master has taken over
                 master = Ours(management).pid()
                 os.kill(master, signal.SIGTERM)
                 until(lambda: ended(master), "the end of the last master")
@@ -137,19 +136,20 @@ class Stage:
         path = RESULTS / f"{title}.json"
         path.unlink(missing_ok=True)
         command = [
-            *DIES_WITH_US,
             *(sys.executable, "-m", "locust", "-f", f"workloads/{script}.py", "--headless", "--only-summary"),
             *("--skip-log-setup", "--title", title, "--results", str(RESULTS), "--model", self.model),
             *("--rate", f"{rate:.2f}", "--window", str(seconds or self.lengths.window), *options),
         ]
-        status = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode  # noqa: S603 - our own
-        return {title: read(path, status)}
+        return {title: read(path, finish(command))}
 
 
 def read(path: Path, status: int) -> Report:
-    """What a script wrote before it ended with `status`; one that did not get so far has failed."""
+    """What a script wrote before it ended with `status`. It has failed if that says other than its figures, or there are none."""
     if not path.exists():
         return Report([Figure("status with which the script ended, without a result", status, least=0, bound=-1)])
     content = msgspec.json.decode(path.read_bytes())
     figures = [Figure(**{**each, "value": nan if each["value"] is None else each["value"]}) for each in content["figures"]]
-    return Report(figures, content["control"], content["details"])
+    report = Report(figures, content["control"], content["details"])
+    if status != int(report.broken):
+        report.figures.append(Figure("status with which the script ended, against its figures", status, least=0, bound=-1))
+    return report

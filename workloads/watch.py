@@ -174,7 +174,7 @@ def scale(master: Master, count: int) -> None:
     while (before := master.wanted()) != count:
         (master.more if count > before else master.fewer)()
         until(lambda before=before: master.wanted() != before, "the master to heed a signal")  # type: ignore[misc]
-    until(lambda: len(master.workers()) == count and master.settled(), f"{count} workers and no other")
+    until(lambda: master.settled() and len(master.workers()) == count, f"{count} workers and no other")
 
 
 def replaced(master: Master, before: set[int]) -> None:
