@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from signal import SIGHUP, SIGTTOU
+from signal import SIGHUP, SIGKILL, SIGTTOU
 
 import psutil
 import pytest
@@ -193,6 +193,28 @@ def test_bad_repository(case: str, tmp_path: Path) -> None:
         (folder / "1" / "model.py").write_bytes(good[0])
         (folder / "1" / "model.onnx").write_bytes(good[1])
         server.reload()
+
+
+def test_files_changed_without_a_reload(tmp_path: Path) -> None:
+    """Where each worker reads the file itself, a replacement does not serve one that nobody has tried; a HUP has it tried."""
+    file = put(tmp_path, "m", identity(), "batch_sizes = [1]\n") / "1" / "model.onnx"
+    with Server(tmp_path, workers=2, threads=2) as server:
+        server.expect("was sent SIGKILL", "killed by SIGKILL", "exited with code", "changed since it was tried")
+        kept, new = tmp_path / ".kept", file.read_bytes()
+        file.rename(kept)
+        file.write_bytes(new)
+        os.kill(server.wait_state("active", 2)[0]["pid"], SIGKILL)
+        server.wait_log(r"model\.onnx: changed since it was tried; send HUP to have it tried, or put the old one back")
+        assert server.infer("m", PLAIN)[0] == 200
+        assert "changed since it was tried" in " ".join(server.status()["reasons"])
+
+        kept.rename(file)
+        server.wait_state("active", 2)
+        file.unlink()
+        file.write_bytes(new)
+        server.reload()
+        server.wait_state("active", 2)
+        assert server.status()["reasons"] == []
 
 
 def test_link_to_nowhere(tmp_path: Path) -> None:
