@@ -87,6 +87,8 @@ class Handlers:
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
         self.put_off = False
         """Whether workers have ended with status 0 of which nobody has taken notice yet."""
+        self.deferred = False
+        """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
         self.cld = self.chld
         self.int = self.quit
 
@@ -104,6 +106,8 @@ class Handlers:
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
             master.tick()
+            if self.deferred and not master.succession.making:
+                self.usr2()
         finally:
             _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
         if master.over:
@@ -141,8 +145,13 @@ class Handlers:
         self.stop_quickly()
 
     def usr2(self) -> None:
-        """Start a new master beside this one."""
+        """Start a new master beside this one, after a reload that is under way."""
+        self.deferred = False
         if not self.master.may_hand_over():
+            return
+        if self.master.succession.making:
+            _log.info("A reload is under way; the new master starts after it")
+            self.deferred = True
             return
         self.arbiter.maybe_promote_master()  # the master before this one may have ended just now
         ours = os.getpid()
@@ -161,7 +170,7 @@ class Handlers:
         if not (self.master.handed_over or self._borrowed):
             gate.shut([listener.sock for listener in self.arbiter.LISTENERS])
         self.master.stop()
-        _last_signals(self.arbiter, hurries=not self.master.beside)
+        _last_signals(self.arbiter, hurries=not self.master.backed)
         raise StopIteration
 
     @property

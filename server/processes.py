@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import select
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -109,6 +110,13 @@ def any_ended() -> bool:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return False
+
+
+def unread(pipe: int) -> bool:
+    """Whether nobody is left to read from a pipe of which this is the end to write to."""
+    ends = select.poll()
+    ends.register(pipe, 0)
+    return bool(ends.poll(0))
 
 
 def family(pid: int) -> list[int]:

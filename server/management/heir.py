@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from contextlib import suppress
 
 from server.management.view import View
+from server.processes import unread
 
 BAKED_SECONDS = 1.0
 """How long a new server must have been ready before the old one is told."""
@@ -30,7 +30,7 @@ class Heir:
         now = time.monotonic()
         if not self.view.ready().ready:
             self.since = now
-        if self.pipe >= 0 and (now - self.since >= BAKED_SECONDS or _unread(self.pipe)):
+        if self.pipe >= 0 and (now - self.since >= BAKED_SECONDS or unread(self.pipe)):
             with suppress(BrokenPipeError):  # it has ended
                 try:
                     os.write(self.pipe, b"warm\n")
@@ -39,10 +39,3 @@ class Heir:
             os.close(self.pipe)
             self.pipe = -1
         return self.pipe < 0
-
-
-def _unread(pipe: int) -> bool:
-    """Whether nobody is left to read from a pipe."""
-    poll = select.poll()
-    poll.register(pipe, 0)
-    return bool(poll.poll(0))

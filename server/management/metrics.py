@@ -89,7 +89,7 @@ class _Reading:
             wanted.add_metric([role], float(header[role]))
         yield wanted
         for field, name, meaning in (
-            ("failures", "failed_boots", "Boots that failed one after another"),
+            ("failures", "failed_boots", "Boots that failed one after another, crashes just after opening included"),
             ("connections", "connections", "Open connections"),
             ("waiting", "waiting_requests", "Requests that wait for a batch"),
         ):

@@ -18,7 +18,7 @@ from types import FrameType
 
 from server.engines.catalogue import engine_for
 from server.engines.engine import Rung
-from server.exits import ConfigurationError, ModelError, ResourceError
+from server.exits import AskedToStopError, ConfigurationError, ModelError, ResourceError
 from server.fork_safety import fork_safe
 from server.master.words import Words
 from server.models import operator, repository
@@ -226,9 +226,9 @@ def _stamp(files: ModelFiles) -> Stamp:
 
 @contextmanager
 def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> Iterator[None]:
-    """Bound a load that a child has already done in less, and do meanwhile what must not wait.
+    """Bound a load that a child has already done in less, and do meanwhile what must not wait. A TERM, INT or QUIT ends it.
 
-    By an exception from a timer's signal, and where no Python runs by an end with stacks.
+    By an exception from a signal's handler, and where no Python runs by an end with stacks.
     """
     end = time.monotonic() + seconds
 
@@ -241,6 +241,12 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
         message = f"model {files.key}: hung for more than {seconds:g} s while the master loaded it"
         raise ModelError(message)
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        if callable(heed := stops[signal.Signals(number)]):
+            heed(number, frame)  # the master's loop hears it, once it is let
+        raise AskedToStopError(0)
+
+    stops = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
     handler = signal.signal(signal.SIGALRM, turn)
     timer = signal.setitimer(signal.ITIMER_REAL, MIND_SECONDS, MIND_SECONDS)
     faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=True)
@@ -250,3 +256,5 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)
+        for number, heed in stops.items():
+            signal.signal(number, heed)

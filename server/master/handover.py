@@ -17,6 +17,7 @@ from typing import Self
 
 from server.exits import one_line
 from server.master.words import Words
+from server.processes import unread
 from server.settings import Settings
 
 INHERITED = "_WARMFORK_INHERITED"
@@ -55,6 +56,11 @@ class Predecessor:
     def gone(self) -> bool:
         """Whether it has ended."""
         return os.getppid() != self.pid
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it serves no more: it has let go of the pipe, and only finishes what it had accepted."""
+        return unread(self.pipe)
 
     def say(self, word: str, rest: str = "") -> None:
         """Tell it one line; nobody waits for it to listen."""
@@ -126,10 +132,15 @@ class Successor:
             self.silent = True
             self.deadline = time.monotonic() + self.grace
 
+    def serve_alone(self) -> None:
+        """Let it know that it serves alone from now on: this master does not take over again."""
+        self.forget()
+        self.pid, self.warm = 0, False
+
     def ended(self, how: signal.Signals | int | None) -> None:
         """It has ended: the old master stays."""
         self.listen()
-        os.close(self.pipe)
+        self.forget()
         self.pid, self.warm = 0, False
         if self.ending:
             return

@@ -41,15 +41,15 @@ class Losses:
         elif end.booting and succession.replaced:
             succession.take_back(end.error)
         elif not end.blameless:
-            self._replaced(end)
+            self._replaced(assignment, end)
         if succession.serving:
             self.workforce.promote(succession.serving)
 
-    def _replaced(self, end: End) -> None:
-        """A worker of what serves ended by itself; gunicorn forks another."""
+    def _replaced(self, assignment: Assignment, end: End) -> None:
+        """A worker of what serves ended by itself; gunicorn forks another, which waits where that may soon end the same way."""
         line = str(end.error)
-        if end.booting:
-            self.workforce.slots.failures += 1
+        if end.booting or (end.crash and assignment.fresh):
+            self.workforce.slots.fail(assignment.forgiven)
             line += f"; the next try waits {self.workforce.slots.backoff():g} s"
             self.words.complain(line)
         _log.error("%s", line)
@@ -62,7 +62,7 @@ class Losses:
         if assignment.generation is self.succession.coming:
             self.succession.give_up(error)
         else:
-            self.workforce.slots.failures += 1
+            self.workforce.slots.fail()
             self.words.complain(str(error))
 
     def _lost(self, end: End) -> None:
@@ -73,7 +73,7 @@ class Losses:
         if end.blameless:
             return
         if isinstance(end.error, ResourceError) and end.state is not State.FAILED:
-            self.workforce.slots.failures += 1
+            self.workforce.slots.fail()
             self.kills += 1
             if self.kills < FIRST_KILLS:
                 _log.error("%s; try %d of %d", end.error, self.kills + 1, FIRST_KILLS)

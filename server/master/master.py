@@ -94,6 +94,11 @@ class Master:
         return self.predecessor is not None and not self.predecessor.gone
 
     @property
+    def backed(self) -> bool:
+        """Whether that one serves on if this one stops."""
+        return self.predecessor is not None and self.beside and not self.predecessor.leaving
+
+    @property
     def behind(self) -> bool:
         """Whether this server starts behind others that serve."""
         return self.beside or (self.settings.polite and not self.served)
@@ -237,7 +242,7 @@ class Master:
 
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""
-        if self.drain_ends or not self.settings.drain or not self.succession.serving or self.beside:
+        if self.drain_ends or not self.settings.drain or not self.succession.serving or self.backed:
             return True
         self.board.enter(Phase.DRAINING)
         self.drain_ends = time.monotonic() + self.settings.drain
@@ -246,12 +251,13 @@ class Master:
     @property
     def handed_over(self) -> bool:
         """Whether another master's workers take from the same sockets, and serve on when this one stops."""
-        return self.beside or self.board.phase is Phase.HANDED_OVER
+        return self.backed or self.board.phase is Phase.HANDED_OVER
 
     def stop(self) -> None:
         """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
         if self.handed_over:
             self.board.enter(Phase.HANDED_OVER)
+            self.successor.serve_alone()
             for generation in self.workforce.others():
                 self.workforce.retire(generation, signal.SIGTERM)
         else:

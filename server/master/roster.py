@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from server.models.generation import Generation
 from server.scoreboard import Scoreboard, now_ms, unpack
 from server.states import BOOTING, State
 
+FRESH_SECONDS = 5.0
+"""A worker that crashes so soon after it has opened is a failed boot to those that come after it."""
 _ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 
@@ -28,8 +31,15 @@ class Assignment:
     """Why it has no slot."""
     retired: bool = False
     """Its place goes with it: when it has ended, one worker fewer is wanted."""
-    settled: bool = False
-    """It was seen open."""
+    opened: float = 0.0
+    """When it was first seen open; 0 before."""
+    forgiven: int = 0
+    """How many boots had failed one after another until it opened."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has not been open for long: what ends it now may end whoever takes its place as well."""
+        return time.monotonic() < self.opened + FRESH_SECONDS if self.opened else True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,11 @@ class End:
     def booting(self) -> bool:
         """Whether it never became ready."""
         return self.state in BOOTING or self.state is State.FAILED
+
+    @property
+    def crash(self) -> bool:
+        """Whether it was open, and ended of what it did itself: nobody has asked for it or killed it from outside."""
+        return self.state in (State.ACTIVE, State.STANDBY) and not self.blameless and isinstance(self.error, ModelError)
 
 
 def watch(pids: Iterable[int]) -> dict[int, signal.Signals | int]:

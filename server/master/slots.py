@@ -23,7 +23,7 @@ class Slots:
         self.barrier = Barrier()
         self.boot_timeout = boot_timeout
         self.failures = 0
-        """Boots that failed one after another, anywhere."""
+        """Boots that failed one after another, anywhere, and workers that crashed as soon as they were open."""
         self.missed = 0
         """Workers that took traffic and ended without the master's wish, in whose place nobody has come yet."""
 
@@ -46,6 +46,10 @@ class Slots:
         slot["forked_ns"] = time.monotonic_ns()
         self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
         return index
+
+    def fail(self, before: int = 0) -> None:
+        """One more has failed, after `before` that were forgiven when it opened."""
+        self.failures = max(self.failures, before) + 1
 
     def backoff(self) -> float:
         """Seconds that the next worker waits before it boots."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.barrier import Point
-from server.exits import ExitError, ModelError
+from server.exits import AskedToStopError, ExitError, ModelError
 from server.master.build import Build
 from server.master.capacity import Room
 from server.master.words import Words
@@ -159,7 +159,7 @@ class Succession:
         if not self.one_by_one:
             self.workforce.slots.missed = 0  # who was missed before has his place taken now
         self.board.set("generation", generation.number)
-        if self.board.phase is not Phase.DRAINING:
+        if self.board.phase not in (Phase.DRAINING, Phase.HANDED_OVER):
             self.board.enter(Phase.SERVING)
         self.workforce.slots.wake(generation.number)
         seconds = (time.monotonic_ns() - self.board.get("started_ns")) / 1e9
@@ -216,6 +216,10 @@ class Succession:
         """Whatever goes wrong inside refuses the reload, and no more."""
         try:
             yield
+        except AskedToStopError:  # in the middle of a load; the master's loop hears of it next
+            self.again = False
+            self.close()
+            self._settle()
         except ExitError as error:
             self.refuse(error)
         except Exception as error:  # noqa: BLE001 - what serves goes on serving

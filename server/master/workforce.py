@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from contextlib import suppress
 from typing import Any
 
+from server.barrier import Point
 from server.fork_safety import unsafe
 from server.master.roster import Assignment, End, end_of
 from server.master.slots import Slots
@@ -114,14 +116,26 @@ class Workforce:
             os.kill(worker.pid, number)
 
     def promote(self, generation: Generation) -> None:
-        """Give the places of active workers that are missing to the warm pool."""
-        number = generation.number
+        """Give the places of active workers that are missing to the warm pool, and then those of workers that still boot.
+
+        Such a one becomes the pool's instead. Not where it is proven: it may be reading what is wanted of it at this moment.
+        """
+        number, slots = generation.number, self.board.slots
         staying = set(self.slots.staying(number, Role.STANDBY))
         pool = [slot for slot in self.slots.standing(number, State.STANDBY) if slot in staying]
-        for slot in pool[: self._missing(generation)]:
-            self.board.slots["role"][slot] = Role.ACTIVE
+        missing = self._missing(generation)
+        for slot in pool[:missing]:
             self.slots.fill()
-            self.slots.barrier.wake(slot)
+            self._call(slot)
+        coming = [slot for slot in self.slots.staying(number, Role.ACTIVE) if slots["barrier"][slot] < Point.PROVEN]
+        for slot, late in zip(pool[missing:], reversed(coming), strict=False):
+            slots["role"][late], slots["missed"][late] = Role.STANDBY, 0
+            self._call(slot)
+
+    def _call(self, slot: int) -> None:
+        """Have a worker of the warm pool take traffic."""
+        self.board.slots["role"][slot] = Role.ACTIVE
+        self.slots.barrier.wake(slot)
 
     def shrink(self, generation: Generation) -> None:
         """Have the newest active workers of a generation leave, if there are more than should be."""
@@ -143,12 +157,13 @@ class Workforce:
         return slot is not None and not assignment.retired and self.board.slots["role"][slot] == Role.ACTIVE
 
     def newly_open(self) -> bool:
-        """Whether a worker has opened since the last call; boots no longer fail then."""
+        """Whether a worker has opened since the last call; what failed before is forgiven then, as long as it does not crash."""
         found = False
         for assignment in self.assignments.values():
             slot = assignment.slot
-            if slot is not None and not assignment.settled and self.board.state(slot) in (State.ACTIVE, State.STANDBY):
-                assignment.settled = found = True
+            if slot is not None and not assignment.opened and self.board.state(slot) in (State.ACTIVE, State.STANDBY):
+                assignment.opened, assignment.forgiven = time.monotonic(), self.slots.failures
+                found = True
         if found:
             self.slots.failures = 0
         return found

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from signal import SIGHUP, SIGKILL, SIGTTIN, SIGUSR2
 
+import psutil
 import pytest
 
 from tests.orphan import adopt_orphans
 from tests.phases import Scene, server_in
 from tests.repeat import Repeat
 from tests.server import PATIENCE, ROOT, Server
+from workloads.watch import ended
 
 _CONF = """
 import os, runpy
@@ -148,6 +150,26 @@ def test_term_ends_both(tmp_path: Path) -> None:
         scene.server.send(SIGUSR2)
         scene.server.wait(lambda: scene.gated.came("warming"), "the new master's workers")
         scene.server.stop()
+
+
+def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
+    """A new master that is told to end, while the old one still answers a long request, drains: nobody else serves any more."""
+    with server_in("request", tmp_path, drain=1) as scene:
+        server = scene.server
+        serving = set(_serving(scene))
+        adopt_orphans()
+        server.send(SIGUSR2)
+        server.wait(lambda: server.probe("/status")[0] == 200 and not serving & set(_serving(scene)), "the new master's page")
+        master = psutil.Process(psutil.Process(_serving(scene)[0]).ppid())
+        server.wait(lambda: len(serving & server.processes().keys()) == 1, "the old one's idle worker to leave")
+
+        master.terminate()
+        server.wait(lambda: "draining" in " ".join(server.probe("/readyz")[1].get("reasons", [])), "the drain")
+        assert scene.ask() == 200
+        server.wait(lambda: ended(master.pid), "the end of the new master")
+        scene.gated.open("request")
+        assert scene.held[0].result()[0] == 200
+        server.clean(0)
 
 
 def test_old_master_is_killed(tmp_path: Path) -> None:

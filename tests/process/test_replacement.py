@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.phases import SHAPES, server_in
+from tests.phases import HELD, SHAPES, server_in
 from tests.repeat import Repeat
 
 WATCHED = 5.0
@@ -45,6 +45,20 @@ def test_every_replacement_crashes(how: str, tmp_path: Path) -> None:
         assert all(set(worker["models"]["gated/1"]) == set(SHAPES) for worker in workers)
         server.wait(lambda: server.status()["reasons"] == [], "the reasons to go")
     assert [result for _, result, _ in asking.results if result != 200][1:] == []  # at most the one in the killed worker
+
+
+def test_crashes_as_soon_as_it_is_open(tmp_path: Path) -> None:
+    """Clients that send again and again what kills a worker cause no storm of forks: the next one waits each time."""
+    with server_in("serving", tmp_path, workers=1) as scene:
+        server = scene.server
+        server.expect("was sent SIGABRT", "killed by SIGABRT")
+        scene.gated.close("request", "os.abort()")
+        with Repeat(lambda: server.infer("gated", HELD)[0], pause=0.02):
+            server.wait_log(r"worker 0 \(active\): killed by SIGABRT.*; the next try waits 1 s")
+            server.wait_log(r"worker 0 \(active\): killed by SIGABRT.*; the next try waits 4 s")
+            scene.gated.open("request")
+            server.wait_state("active")
+        assert scene.ask() == 200
 
 
 def test_back_off_starts_anew(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2
 
 import pytest
 
+from tests.orphan import adopt_orphans
 from tests.phases import SHAPES, Scene, server_in
 from tests.repeat import Repeat
 
@@ -80,6 +81,27 @@ def test_warm_pool(tmp_path: Path) -> None:
         server.wait(lambda: _titles(scene) == ["active", "active", "standby"], "a full pool")
 
 
+def test_pool_before_who_still_boots(tmp_path: Path) -> None:
+    """Who fills the pool is warm before who replaces the active one: it takes the traffic, and the other one fills the pool."""
+    with server_in("serving", tmp_path, workers=1, standby=1) as scene:
+        server, gated = scene.server, scene.gated
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        for slot in (0, 1):
+            (pid,) = [worker["pid"] for worker in server.wait_state("active") if worker["slot"] == slot]
+            server.wait(lambda: len(server.status()["workers"]) == 2, "whoever is to come")
+            gated.close(f"warming-{slot}")
+            os.kill(pid, SIGKILL)
+            server.wait(lambda slot=slot: gated.came(f"warming-{slot}"), "who takes its slot")  # type: ignore[misc]
+            if not slot:
+                server.wait(lambda: _states(scene) == ["active", "warming"], "the pool to take its place")
+
+        gated.open("warming-0")
+        server.wait(lambda: _states(scene) == ["active", "warming"], "who filled the pool")
+        assert scene.ask() == 200
+        gated.open("warming-1")
+        server.wait(lambda: _titles(scene) == ["active", "standby"], "a full pool")
+
+
 def test_reload(tmp_path: Path) -> None:
     """Generation 2 opens as a whole, beside live traffic of which nothing fails, and readiness does not show it."""
     with (
@@ -122,17 +144,64 @@ def test_reload_twice(tmp_path: Path) -> None:
     assert {result for _, result, _ in asking.results} == {200}
 
 
+def test_old_workers_in_a_reload(tmp_path: Path) -> None:
+    """While a generation comes, the old one grows and shrinks as asked and loses nobody for good; the new one has as many."""
+    with server_in("serving", tmp_path, max_workers=3) as scene, Repeat(scene.ask) as asking:
+        server = scene.server
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+
+        def active() -> list[int]:
+            return [each["pid"] for each in server.status()["workers"] if (each["state"], each["generation"]) == ("active", 1)]
+
+        scene.gated.renew()
+        scene.gated.close("warming-2")
+        server.send(SIGHUP)
+        server.wait(lambda: scene.gated.came("warming-2"), "the first worker of generation 2")
+        server.send(SIGTTIN)
+        server.wait(lambda: len(active()) == 3, "one more of the old")
+        killed = active()[0]
+        os.kill(killed, SIGKILL)
+        server.wait(lambda: killed not in active() and len(active()) == 3, "another in its place")
+        server.send(SIGTTOU)
+        server.send(SIGTTOU)
+        server.wait(lambda: len(active()) == 1, "two fewer")
+        server.send(SIGTTIN)
+        server.wait(lambda: len(active()) == 2, "one more again")
+        assert server.status()["generation"] == 1
+
+        scene.gated.open("warming-2")
+        server.wait_log("Generation 2 is open")
+        server.wait(lambda: _titles(scene, 2) == ["active", "active"] and len(server.processes()) == 4, "the old to leave")
+        assert server.status()["reasons"] == []
+    assert [result for _, result, _ in asking.results if result != 200][1:] == []  # at most the one in the killed worker
+
+
+def test_new_master_in_a_reload(tmp_path: Path) -> None:
+    """USR2 during a HUP is done after it: memory never holds three of everything, and neither is lost."""
+    with server_in("serving", tmp_path) as scene, Repeat(scene.ask, 2) as asking:
+        server = scene.server
+        scene.gated.close("warming")
+        server.send(SIGHUP)
+        server.wait(lambda: scene.gated.came("warming"), "generation 2")
+        adopt_orphans()
+        server.send(SIGUSR2)
+        server.wait_log("A reload is under way; the new master starts after it")
+        scene.gated.open("warming")
+        server.wait_log("Generation 2 is open")
+        server.follow()
+        server.wait(lambda: _titles(scene) == ["active", "active"], "the new master's workers")
+    assert {result for _, result, _ in asking.results} == {200}
+
+
 @pytest.mark.parametrize("place", ["trial", "load", "warming", "rehearsal"])
 def test_term_in_a_reload(place: str, tmp_path: Path) -> None:
-    """TERM is heard in every phase of a reload."""
+    """TERM is heard in every phase of a reload, also where the master itself is in the load."""
     with server_in("serving", tmp_path) as scene:
         scene.gated.renew()
         scene.gated.close(place)
         scene.server.send(SIGHUP)
         scene.server.wait(lambda: scene.gated.came(place), "the reload")
         scene.server.send(SIGTERM)
-        if place == "load":  # the master itself is in the load: it hears when that is over
-            scene.gated.open(place)
         scene.server.clean(0)
 
 

@@ -148,7 +148,8 @@ class Server:
         for worker in self.workers:
             if self.workforce.assignments[worker].slot is not None:
                 self.go(worker)
-        self.workforce.newly_open()
+        if self.workforce.newly_open() and self.succession.serving:
+            self.workforce.promote(self.succession.serving)
         self.succession.tick()
         self.fill()
 

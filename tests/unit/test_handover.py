@@ -55,6 +55,18 @@ def test_no_predecessor() -> None:
     assert Predecessor.find({}) is None
 
 
+@pytest.mark.usefixtures("new")
+def test_serves_alone(old: Successor, new: Predecessor) -> None:
+    """A new master knows when the old one serves no more, though that still finishes what it had accepted."""
+    old.began(os.getpid())
+    before = new.leaving
+
+    old.serve_alone()
+
+    assert (before, new.leaving) == (False, True)
+    assert not old.pid
+
+
 def test_lines(old: Successor, new: Predecessor) -> None:
     """The new one's steps are put on the page; `warm` is the end of it; a word of a later version is no error."""
     assert (3, True, False, False) == (new.active, new.scaled, new.systemd, new.gone)

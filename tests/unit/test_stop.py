@@ -43,7 +43,7 @@ def test_sockets_are_shut_first(
         successor=SimpleNamespace(end=lambda: None),
         drain=lambda: True,
         handed_over=handed_over,
-        beside=False,
+        backed=False,
         stop=lambda: done.append("stop"),
     )
     with pytest.raises(StopIteration):

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.barrier import Point
+from server.master import roster
 from server.scoreboard import NEVER, pack
 from server.states import BOOTING, Role, State
 from tests.unit.books import MOST, Start, opened
@@ -84,7 +86,9 @@ def test_shrink_takes_a_refused_fork_first(start: Start) -> None:
     ("state", "how", "retired", "failures"),
     [
         *((state, signal.SIGSEGV, False, 1) for state in (*BOOTING, State.FAILED)),
-        *((state, signal.SIGSEGV, False, 0) for state in (State.ACTIVE, State.STANDBY, State.DRAINING)),
+        *((state, signal.SIGSEGV, False, 1) for state in (State.ACTIVE, State.STANDBY)),
+        *((state, signal.SIGKILL, False, 0) for state in (State.ACTIVE, State.STANDBY)),
+        (State.DRAINING, signal.SIGSEGV, False, 0),
         (State.WARMING, signal.SIGTERM, False, 0),
         (State.WARMING, signal.SIGKILL, True, 0),
         (State.FAILED, 70, True, 0),
@@ -93,7 +97,7 @@ def test_shrink_takes_a_refused_fork_first(start: Start) -> None:
     ],
 )
 def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: int, *, retired: bool, failures: int) -> None:
-    """An end by itself before the door was open, or a fork refused; no end that somebody asked for, whoever it was."""
+    """An end by itself before the door was open or just after, or a fork refused; none that came from outside, whoever it was."""
     server = start(active=1)
     server.end(server.workers[0], signal.SIGTERM)  # another has its place
     server.unsafe = "" if state else "a thread"
@@ -108,6 +112,49 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
 
     assert failures == server.workforce.slots.failures
     assert not server.workforce.assignments
+
+
+def test_crashes_as_soon_as_it_is_open(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replacement that crashes when it has just opened makes the next wait longer; one that was open for long does not."""
+    server = start(active=1)
+    waits = []
+    for _ in range(4):
+        server.end(server.workers[0], signal.SIGSEGV)
+        server.fill()
+        waits.append(server.workforce.assignments[server.workers[0]].backoff)
+        server.turn()
+    assert [1, 2, 4, 8] == waits
+
+    monkeypatch.setattr(roster, "FRESH_SECONDS", 0.0)
+    server.end(server.workers[0], signal.SIGSEGV)
+
+    assert 0 == server.workforce.slots.failures
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_the_pool_before_who_still_boots(start: Start, *, proven: bool) -> None:
+    """A warm standby takes the place of a worker that still boots, which fills the pool then; one that is proven keeps it."""
+    server = start(active=1, standby=1)
+    first, pool = sorted(server.workers, key=server.role)
+    server.end(first if server.role(first) is Role.STANDBY else pool)
+    server.fill()
+    refill = server.workers[-1]
+    (active,) = [each for each in server.workers if each is not refill]
+    server.end(active)
+    server.fill()
+    late = server.workers[-1]
+    assert (Role.STANDBY, Role.ACTIVE) == (server.role(refill), server.role(late))
+    if proven:
+        server.board.slots["barrier"][server.slot(late)] = Point.PROVEN
+
+    server.go(refill)
+    server.resize(1)
+    server.workforce.promote(server.succession.serving)
+
+    assert ((Role.STANDBY, Role.ACTIVE) if proven else (Role.ACTIVE, Role.STANDBY)) == (server.role(refill), server.role(late))
+    server.settle()
+    assert sorted([Role.ACTIVE, Role.STANDBY]) == sorted(server.role(each) for each in server.workers)
+    assert {State.ACTIVE, State.STANDBY} == {server.board.state(server.slot(each)) for each in server.workers}
 
 
 @pytest.mark.parametrize("polite", [False, True])
