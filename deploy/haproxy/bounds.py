@@ -15,6 +15,13 @@ class Counted:
     answered: int
     failed: int
 
+    def __sub__(self, earlier: Counted) -> Counted:
+        """What it did since `earlier`. Raises `ValueError` where that is more: another server counts here, from zero."""
+        if self.answered < earlier.answered:
+            message = f"HAProxy's count fell from {earlier.answered} to {self.answered}: the server was started anew"
+            raise ValueError(message)
+        return Counted(self.durations - earlier.durations, self.answered - earlier.answered, self.failed - earlier.failed)
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

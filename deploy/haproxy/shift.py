@@ -42,8 +42,8 @@ class Shift:
     started: Started | None = None
     begun: bool = False
     """Whether weights have been touched."""
-    before: tuple[management.Durations, int, int] = field(init=False)
-    """What the new server had counted when its first request could come: durations, answered, failed."""
+    before: Counted = field(init=False)
+    """What the new server had counted when its first request could come."""
 
     def measure(self, seconds: float, requests: int) -> float:
         """p95 of the old server over `seconds`. Raises `ShiftError` if it answered fewer than `requests`."""
@@ -69,8 +69,7 @@ class Shift:
 
     def open(self) -> None:
         """Give the new server the least weight, and wait until HAProxy's own checks have found it ready."""
-        durations, traffic = self._durations(self.new), self.api.traffic(self.new.name)
-        self.before = (durations, traffic.answered, traffic.failed)
+        self.before = self._counted()
         self.begun = True
         self.api.set({self.old.name: f"weight {FULL}", self.new.name: f"weight {LEAST}"})
         self.api.set({self.new.name: "state ready"})
@@ -88,13 +87,22 @@ class Shift:
         self.api.set({self.new.name: f"weight {weight}", self.old.name: f"weight {max(FULL - weight, LEAST)}"})
 
     def watch(self, seconds: float, bounds: Bounds) -> Counted:
-        """Look at the new server for `seconds`; give what it did since it was opened. Raises `ShiftError` if a bound breaks."""
+        """Look at the new server for `seconds`; give what it did in them. Raises `ShiftError` if a bound breaks.
+
+        It has to keep them over that time and over all since it was opened: what goes wrong late is not made little by what went
+        well before, and few failures of each step are many in the end.
+        """
         end = time.monotonic() + seconds
+        self._look()
+        begun = self._counted()
         while True:
             self.pause(TURN)
-            counted = self._judge(bounds)
+            self._look()
+            now = self._counted()
+            for since in (self.before, begun):
+                self._judge(now, since, bounds)
             if time.monotonic() > end:
-                return counted
+                return now - begun
 
     def back(self, seconds: float) -> str:
         """The old server serves at once, the new one is ended in `seconds`; give who serves now, in words.
@@ -127,27 +135,27 @@ class Shift:
             else:
                 return True
 
-    def _judge(self, bounds: Bounds) -> Counted:
+    def _look(self) -> None:
+        """Raise `ShiftError` unless the new server is up."""
         self._alive()
         traffic = self.api.traffic(self.new.name)
         if not traffic.status.startswith("UP"):
             why = management.reasons(self.new.management) or "ready again"
             message = f"{self.new.name} is {traffic.status} for HAProxy: {traffic.check}; {why}"
             raise ShiftError(message)
-        durations, answered, failed = self.before
+
+    def _counted(self) -> Counted:
+        durations, traffic = self._durations(self.new), self.api.traffic(self.new.name)
+        return Counted(durations, traffic.answered, traffic.failed)
+
+    def _judge(self, now: Counted, since: Counted, bounds: Bounds) -> None:
         try:
-            came = self._durations(self.new) - durations
+            broken = bounds.broken(now - since)
         except ValueError as error:
-            message = f"{self.new.name}: {error}"
-            raise ShiftError(message) from None
-        if traffic.answered < answered:
-            message = f"HAProxy's counts of {self.new.name} fell: it was started anew"
-            raise ShiftError(message)
-        counted = Counted(came, traffic.answered - answered, traffic.failed - failed)
-        if broken := bounds.broken(counted):
+            broken = str(error)
+        if broken:
             message = f"{self.new.name}: {broken}"
             raise ShiftError(message)
-        return counted
 
     def _durations(self, place: Place) -> management.Durations:
         end = time.monotonic() + UNHEARD

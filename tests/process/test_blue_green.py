@@ -217,6 +217,17 @@ def test_slow(stage: Stage) -> None:
     assert _failed(load) == []
 
 
+def test_slow_in_the_end(stage: Stage) -> None:
+    """Green does well in its step and becomes slow once it takes all: what went well before does not hide it."""
+    with stage.load() as load:
+        bound = ("--p95-ms", "1000", "--requests", "3", "--steps", "50", "--step-seconds", "4", "--bake", "30")
+        run = Run(stage, *bound)
+        run.wait_log("green gets all")
+        stage.gated.close("request", "time.sleep(1.5)")
+        run.fails("p95 is")
+    assert _failed(load) == []
+
+
 def test_errors(stage: Stage) -> None:
     """Green is proven, and fails on what clients send: it goes again by itself."""
     stage.gated.close("request", "raise RuntimeError('no luck')")

@@ -37,6 +37,8 @@ def test_counts_that_fall() -> None:
     """A server that was started anew is not taken for the one before."""
     with pytest.raises(ValueError, match="fell from 100 to 99"):
         _ = _took(99, 0) - _took(100, 0)
+    with pytest.raises(ValueError, match="HAProxy's count fell from 100 to 99"):
+        _ = Counted(_took(100, 0), 99, 0) - Counted(_took(100, 0), 100, 0)
 
 
 @pytest.mark.parametrize(
