@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from server.engines.catalogue import engine_for
-from server.engines.engine import Session
+from server.engines.engine import Rung, Session
 from server.exits import ConfigurationError
 from server.features.text import Text
 from server.models.finding import Finding
@@ -58,13 +59,16 @@ class Holding:
         )
 
     def _same(self) -> None:
-        """What lies where the engine reads must be what was tried, but for another link or right; all else is in memory."""
-        try:
-            now = {entry[:-1] for entry in self.files.stamp()}
-        except OSError:
-            now = set()
-        here, held = f"{self.files.folder}/", (str(self.files.python), str(self.files.tokenizer))
-        for path, *rest in sorted(entry[:-1] for entry in self.stamp):
-            if path.startswith(here) and path not in held and (path, *rest) not in now:
+        """What the engine reads must have the size and time of what was tried; inodes change by themselves on some mounts."""
+        for name, _device, _inode, *then, _changed in self.stamp:
+            path = Path(name)
+            beside = path.parent == self.files.folder and path not in (self.files.python, self.files.tokenizer)
+            if path != self.files.path and not (beside and self.finding.rung == Rung.MAPPED):  # whose weights may lie beside it
+                continue
+            try:
+                now = [path.stat().st_size, path.stat().st_mtime_ns]
+            except OSError:
+                now = []
+            if then != now:
                 message = f"{path}: changed since it was tried; send HUP to have it tried, or put the old one back"
                 raise ConfigurationError(message)
