@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,8 @@ from workloads.watch import ended, replaced, tree, until
 from workloads.workload import Workload, users
 
 BROKEN = "broken"
-"""A model that passes its trials, and fails when a worker warms it."""
+"""A model that passes its trials, and fails when a worker warms it; each time another, so that nobody reads of the last one."""
+_turns = count(1)
 
 
 def _act(run: Run) -> None:
@@ -87,11 +89,12 @@ def _renew(run: Run) -> None:
 def _broken(run: Run, number: signal.Signals) -> None:
     """What a signal asks for is refused in words, and the same workers serve on."""
     before, generation = run.master.workers(), run.status()["generation"]
-    folder = put(Path(run.options.repository), BROKEN, identity(), python=failing("worker", "raise RuntimeError"))
+    name = f"{BROKEN}-{next(_turns)}"
+    folder = put(Path(run.options.repository), name, identity(), python=failing("worker", "raise RuntimeError"))
     run.closing.callback(shutil.rmtree, folder, ignore_errors=True)  # also where the run is told to end before it is removed
     try:
         os.kill(run.master.pid(), number)
-        until(lambda: BROKEN in " ".join(run.status()["reasons"]), "what failed to be refused")
+        until(lambda: f"{name}/" in " ".join(run.status()["reasons"]), "what failed to be refused")
         until(run.master.settled, "all that came of it to leave")
     finally:
         shutil.rmtree(folder)

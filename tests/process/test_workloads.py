@@ -70,7 +70,7 @@ def _run(case: Case, folder: Path, *arguments: str) -> tuple[int, str]:
     models = folder / "models"
     put(models, "dense", dense(), "batch_sizes = [1]\n", _COLD)
     with Server(models, *arguments, **case.settings) as server:  # type: ignore[arg-type]
-        server.expect("was sent SIGKILL", "killed by SIGKILL", "model broken/1", "exited with code 70", "Shutting down: Master")
+        server.expect("was sent SIGKILL", "killed by SIGKILL", "model broken-", "exited with code 70", "Shutting down: Master")
         command = [
             *(sys.executable, "-m", "locust", "-f", f"workloads/{case.script}.py", "--headless", "--only-summary"),
             *("-H", server.url, "--management", f"http://127.0.0.1:{server.management_port}", "--model", "dense"),
