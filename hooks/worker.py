@@ -25,7 +25,7 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
     master = hooks_master.master
     processes.keep_shared()
     processes.die_with_parent(worker.ppid)
-    processes.default_signals()
+    _boot_signals(worker)
     processes.release_signals()
     assignment = master.workforce.assignments[worker]
     if assignment.slot is None:
@@ -40,7 +40,7 @@ def post_fork(_arbiter: Arbiter, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Warm, prove, wait for the others; gunicorn calls `run()` next, which accepts."""
-    processes.default_signals()  # gunicorn's handler only sets a flag that nobody reads before `run()`
+    _boot_signals(worker)  # gunicorn's handler of TERM only sets a flag that nobody reads before `run()`
     if not worker.alive or getattr(worker, "asked_ns", None):  # and may have done so already
         signal.raise_signal(signal.SIGTERM)  # the end that it would have been: the master knows that somebody has asked for it
     boot = _boot.pop()
@@ -53,6 +53,12 @@ def post_worker_init(worker: Any) -> None:
     worker.init_signals()
     boot.open(deadline_in(worker.cfg.timeout))
     worker.notify = renewing(worker.notify, worker.cfg.timeout)
+
+
+def _boot_signals(worker: Any) -> None:
+    """A worker that boots or stands by ends by any signal, but for USR1: by that all are told to open their logs anew."""
+    processes.default_signals()
+    signal.signal(signal.SIGUSR1, worker.handle_usr1)
 
 
 def renewing(notify: Callable[[], None], seconds: float) -> Callable[[], None]:

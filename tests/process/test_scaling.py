@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR2
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2
 
 import pytest
 
@@ -79,6 +79,26 @@ def test_warm_pool(tmp_path: Path) -> None:
         assert standby in [worker["pid"] for worker in server.wait_state("active", 2)]
         scene.gated.open("warming")
         server.wait(lambda: _titles(scene) == ["active", "active", "standby"], "a full pool")
+
+
+def test_logs_opened_anew(tmp_path: Path) -> None:
+    """USR1 costs nobody his life: not who boots, not who is held back."""
+    with server_in("serving", tmp_path, workers=1, standby=1, max_workers=2) as scene:
+        server = scene.server
+        server.wait_state("standby")
+        scene.gated.close("warming")
+        server.send(SIGTTIN)
+        server.wait(lambda: _states(scene) == ["active", "active", "warming"], "who fills the pool")
+        before = sorted(worker["pid"] for worker in server.status()["workers"])
+        server.send(SIGUSR1)
+        server.wait_log("Handling signal: usr1")
+        scene.gated.open("warming")
+        server.wait_state("standby")
+        server.send(SIGUSR1)
+        server.wait_log("Handling signal: usr1", count=2)
+        server.send(SIGTTOU)
+        server.wait(lambda: len(server.status()["workers"]) == 2, "one fewer")
+        assert {worker["pid"] for worker in server.status()["workers"]} < set(before)
 
 
 def test_pool_before_who_still_boots(tmp_path: Path) -> None:
