@@ -106,7 +106,7 @@ class Handlers:
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
             master.tick()
-            if self.deferred and not master.succession.making:
+            if self.deferred and not master.succession.busy:
                 self.usr2()
         finally:
             _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
@@ -149,7 +149,7 @@ class Handlers:
         self.deferred = False
         if not self.master.may_hand_over():
             return
-        if self.master.succession.making:
+        if self.master.succession.busy:
             _log.info("A reload is under way; the new master starts after it")
             self.deferred = True
             return

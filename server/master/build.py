@@ -232,7 +232,20 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
     """
     end = time.monotonic() + seconds
 
+    over = False
+    heeds = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal over
+        if callable(heed := heeds[signal.Signals(number)]):
+            heed(number, frame)  # the master's loop hears it, once it is let
+        if not over:
+            over = True
+            raise AskedToStopError(0)
+
     def turn(_number: int, _frame: FrameType | None) -> None:
+        if over:
+            return
         if time.monotonic() < end:
             mind()
             return
@@ -241,20 +254,19 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
         message = f"model {files.key}: hung for more than {seconds:g} s while the master loaded it"
         raise ModelError(message)
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if callable(heed := stops[signal.Signals(number)]):
-            heed(number, frame)  # the master's loop hears it, once it is let
-        raise AskedToStopError(0)
-
-    stops = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
     handler = signal.signal(signal.SIGALRM, turn)
     timer = signal.setitimer(signal.ITIMER_REAL, MIND_SECONDS, MIND_SECONDS)
     faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=True)
     try:
-        yield
+        for number in heeds:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            over = True  # nothing raises any more: all of what follows is done
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         signal.signal(signal.SIGALRM, handler)
-        for number, heed in stops.items():
+        for number, heed in heeds.items():
             signal.signal(number, heed)

@@ -49,9 +49,9 @@ class Keeper:
         held = hold_signals()  # until it ignores them: whoever sends to the group does not mean a process that has just begun
         try:
             self.process = self._popen(descriptors, tell)
+            self.pidfd = os.pidfd_open(self.process.pid)
         finally:
             restore_signals(held)
-        self.pidfd = os.pidfd_open(self.process.pid)
         self.started = time.monotonic()
 
     @staticmethod

@@ -47,10 +47,14 @@ class Losses:
 
     def _replaced(self, assignment: Assignment, end: End) -> None:
         """A worker of what serves ended by itself; gunicorn forks another, which waits where that may soon end the same way."""
-        line = str(end.error)
-        if end.booting or (end.crash and assignment.fresh):
-            self.workforce.slots.fail(assignment.forgiven)
-            line += f"; the next try waits {self.workforce.slots.backoff():g} s"
+        line, slots = str(end.error), self.workforce.slots
+        early = end.crash and assignment.fresh
+        if early:
+            slots.crashed(assignment.failures)
+        elif end.booting:
+            slots.fail()
+        if early or end.booting:
+            line += f"; the next try waits {slots.backoff():g} s"
             self.words.complain(line)
         _log.error("%s", line)
 

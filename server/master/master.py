@@ -183,7 +183,7 @@ class Master:
         if self.beside and self.keeper.ends >= SILENT_ENDS:
             self._halt(ModelError(f"the management process ended {self.keeper.ends} times and never said that it answers"))
         self.successor.listen()
-        if self.successor.warm:
+        if self.successor.warm and not self.successor.ending:
             self.board.enter(Phase.HANDED_OVER)
             self.successor.catch_up()
         self.workforce.end_overdue()

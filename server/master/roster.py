@@ -31,15 +31,15 @@ class Assignment:
     """Why it has no slot."""
     retired: bool = False
     """Its place goes with it: when it has ended, one worker fewer is wanted."""
-    opened: float = 0.0
-    """When it was first seen open; 0 before."""
-    forgiven: int = 0
-    """How many boots had failed one after another until it opened."""
+    failures: int = 0
+    """How many had failed one after another when it was forked."""
+    opened: tuple[State, float] | None = None
+    """In which state it was seen open, and since when."""
 
     @property
     def fresh(self) -> bool:
-        """Whether it has not been open for long: what ends it now may end whoever takes its place as well."""
-        return time.monotonic() < self.opened + FRESH_SECONDS if self.opened else True
+        """Whether it has not been open, or taken traffic, for long: what ends it now may end whoever takes its place as well."""
+        return self.opened is None or time.monotonic() < self.opened[1] + FRESH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,13 @@ class Slots:
         self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
         return index
 
-    def fail(self, before: int = 0) -> None:
-        """One more has failed, after `before` that were forgiven when it opened."""
-        self.failures = max(self.failures, before) + 1
+    def fail(self) -> None:
+        """One more boot has failed."""
+        self.failures += 1
+
+    def crashed(self, before: int) -> None:
+        """One has crashed just after opening; `before` its fork so many had failed. Those that do so with it count as one."""
+        self.failures = max(self.failures, before + 1)
 
     def backoff(self) -> float:
         """Seconds that the next worker waits before it boots."""

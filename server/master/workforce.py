@@ -50,7 +50,7 @@ class Workforce:
         if slot is None:
             self.refuse(worker, generation, f"no slot is free: {len(self.board.slots)} are taken")
             return
-        self.assignments[worker] = Assignment(generation, slot, backoff)
+        self.assignments[worker] = Assignment(generation, slot, backoff, failures=self.slots.failures)
 
     def refuse(self, worker: Any, generation: Generation, why: str) -> None:
         """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""
@@ -157,13 +157,13 @@ class Workforce:
         return slot is not None and not assignment.retired and self.board.slots["role"][slot] == Role.ACTIVE
 
     def newly_open(self) -> bool:
-        """Whether a worker has opened since the last call; what failed before is forgiven then, as long as it does not crash."""
+        """Whether a worker has opened since the last call; boots no longer fail then."""
         found = False
         for assignment in self.assignments.values():
-            slot = assignment.slot
-            if slot is not None and not assignment.opened and self.board.state(slot) in (State.ACTIVE, State.STANDBY):
-                assignment.opened, assignment.forgiven = time.monotonic(), self.slots.failures
-                found = True
+            state = State.EMPTY if assignment.slot is None else self.board.state(assignment.slot)
+            if state in (State.ACTIVE, State.STANDBY) and (assignment.opened is None or state is not assignment.opened[0]):
+                found |= assignment.opened is None
+                assignment.opened = (state, time.monotonic())
         if found:
             self.slots.failures = 0
         return found

@@ -159,9 +159,12 @@ def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
         serving = set(_serving(scene))
         adopt_orphans()
         server.send(SIGUSR2)
-        server.wait(lambda: server.probe("/status")[0] == 200 and not serving & set(_serving(scene)), "the new master's page")
-        master = psutil.Process(psutil.Process(_serving(scene)[0]).ppid())
+        server.wait_log("Generation 1 is open", count=2)
+        server.wait(lambda: list(server.processes().values()).count("warmfork: master") == 2, "two masters")
+        (pid,) = [pid for pid, title in server.processes().items() if title == "warmfork: master" and pid != server.process.pid]
+        master = psutil.Process(pid)
         server.wait(lambda: len(serving & server.processes().keys()) == 1, "the old one's idle worker to leave")
+        server.wait(lambda: not serving & set(_serving(scene)), "the new master's page")
 
         master.terminate()
         server.wait(lambda: "draining" in " ".join(server.probe("/readyz")[1].get("reasons", [])), "the drain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -129,6 +130,33 @@ def test_crashes_as_soon_as_it_is_open(start: Start, monkeypatch: pytest.MonkeyP
     server.end(server.workers[0], signal.SIGSEGV)
 
     assert 0 == server.workforce.slots.failures
+
+
+def test_crashes_together(start: Start) -> None:
+    """Workers that crash of the same volley are one failure, however many there are: those in their places wait a second."""
+    server = start(active=4)
+    for worker in list(server.workers):
+        server.end(worker, signal.SIGSEGV)
+    server.fill()
+
+    assert [1, 1, 1, 1] == [server.workforce.assignments[worker].backoff for worker in server.workers]
+
+
+def test_fresh_once_it_takes_traffic(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A standby that has waited for long and crashes at its first requests counts like one that has just opened."""
+    server = start(active=1, standby=1)
+    active, standby = sorted(server.workers, key=server.role)
+    if server.role(active) is Role.STANDBY:
+        active, standby = standby, active
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 60)
+    assert not server.workforce.assignments[standby].fresh
+
+    server.end(active)
+    server.turn()
+
+    assert server.role(standby) is Role.ACTIVE
+    assert server.workforce.assignments[standby].fresh
 
 
 @pytest.mark.parametrize("proven", [False, True])
