@@ -19,7 +19,7 @@ def server(models: Path, *arguments: str, ready: bool = True, **settings: object
 
 def finish(command: Sequence[str]) -> int:
     """Run a program of ours in the project's root to its end; its status. If that is broken off, it is told to end, and does."""
-    with subprocess.Popen([*DIES_WITH_US, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - see above
+    with subprocess.Popen([*DIES_WITH_US, *command], cwd=ROOT, stdout=subprocess.DEVNULL) as process:  # noqa: S603 - our own program
         try:
             return process.wait()
         finally:
