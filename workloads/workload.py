@@ -21,6 +21,7 @@ from bench.client import get
 from bench.report import Figure, table, write
 from workloads.client import Client, Reopened
 from workloads.plot import plot
+from workloads.priority import go_first
 from workloads.run import INPUTS, Run
 from workloads.watch import Ours
 from workloads.windows import LEAST
@@ -122,6 +123,8 @@ def _start(environment: Environment, run: Run, workload: Workload) -> None:
     if run.ours:
         Client(run.ours.host, run.ours.port, Reopened()).exchange(get("/livez"))  # so that this client is not cold itself
     run.traffic.begin()
+    if not go_first():
+        run.say("may not go first (CAP_SYS_NICE): what this process waits for a processor counts as the server's")
     threading.Thread(target=_drive, args=(environment, run, workload), daemon=True).start()
     if run.ours:
         threading.Thread(target=_probe, args=(run, run.ours), daemon=True).start()
