@@ -105,9 +105,9 @@ class Handlers:
                     self.reap()
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
-            master.tick()
-            if self.deferred and not master.succession.busy:
+            if self.deferred and not master.succession.busy:  # before the tick, in which a TERM may end a load: that comes first
                 self.usr2()
+            master.tick()
         finally:
             _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
         if master.over:

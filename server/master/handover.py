@@ -132,16 +132,15 @@ class Successor:
             self.silent = True
             self.deadline = time.monotonic() + self.grace
 
-    def serve_alone(self) -> None:
-        """Let it know that it serves alone from now on: this master does not take over again."""
+    def let_go(self) -> None:
+        """Have none any more. If it lives, the closed pipe says that it serves alone: this master does not take over again."""
         self.forget()
         self.pid, self.warm = 0, False
 
     def ended(self, how: signal.Signals | int | None) -> None:
         """It has ended: the old master stays."""
         self.listen()
-        self.forget()
-        self.pid, self.warm = 0, False
+        self.let_go()
         if self.ending:
             return
         end = f"was killed by {how.name}" if isinstance(how, signal.Signals) else f"ended with status {how}"
@@ -176,9 +175,11 @@ class Successor:
             case "doing":
                 self._doing(rest)
             case "failed":
-                self.failed = rest
-            case "warm":
+                self.failed = self.failed or rest
+                self.warm = False
+            case "warm" if not self.failed:
                 self.warm = True
+                _log.info("The new master (%d) serves; this one leaves", self.pid)
                 self.words.say("")
 
     def _doing(self, what: str) -> None:

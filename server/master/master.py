@@ -90,7 +90,7 @@ class Master:
 
     @property
     def beside(self) -> bool:
-        """Whether the master that started this one still serves beside it."""
+        """Whether the master that started this one still lives."""
         return self.predecessor is not None and not self.predecessor.gone
 
     @property
@@ -186,6 +186,8 @@ class Master:
         if self.successor.warm and not self.successor.ending:
             self.board.enter(Phase.HANDED_OVER)
             self.successor.catch_up()
+        elif self.board.phase is Phase.HANDED_OVER:
+            self.board.enter(Phase.SERVING)  # the new one was told to end before this one had left
         self.workforce.end_overdue()
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
@@ -255,9 +257,11 @@ class Master:
 
     def stop(self) -> None:
         """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
+        if self.predecessor:
+            self.predecessor.say("failed", "it was told to end")  # one that has not left yet stays; a reason said before counts
         if self.handed_over:
             self.board.enter(Phase.HANDED_OVER)
-            self.successor.serve_alone()
+            self.successor.let_go()
             for generation in self.workforce.others():
                 self.workforce.retire(generation, signal.SIGTERM)
         else:

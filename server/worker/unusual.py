@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 from gunicorn.http import wsgi
-from gunicorn.http.errors import NoMoreData, ParseException
+from gunicorn.http.errors import LimitRequestHeaders, NoMoreData, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.unreader import Unreader
 
@@ -21,6 +21,7 @@ from server.worker.error_page import ErrorPage
 from server.worker.head import END, LONG, PIECES
 from server.worker.reply import ends
 
+_LINE_END = b"\r\n"
 _PIECE = 1 << 11
 _LEFT = 64
 """KiB of a body that nobody read, which are read to reach the next request; gunicorn reads as much."""
@@ -36,15 +37,24 @@ class _Source(Unreader):
         """Whether the head has been read."""
         self.given = 0
         self.tail = b""
+        self.line = 0
+        """Bytes of the line of the head that has no end yet."""
+        self.most: int = connection.front.heads.limits["limit_request_field_size"]
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         connection = self.connection
+        if not self.body and self.line > self.most > 0:  # gunicorn says so when all is there, up to 800 kB
+            message = f"a field of more than {self.most} bytes"
+            raise LimitRequestHeaders(message)
         data = connection.more()
         if not self.body:
             # gunicorn looks at all of the head again with each piece: of a long one the pieces must be long, too.
             while LONG < self.given > len(data) * PIECES and END not in self.tail + data and (more := connection.more()):
                 data += more
-            self.tail = (self.tail + data)[-3:]
+            seen = self.tail + data
+            end = seen.rfind(_LINE_END)
+            self.line = len(seen) - end - len(_LINE_END) if end >= 0 else self.line + len(data)
+            self.tail = seen[-3:]
         elif len(data) > _PIECE >= (size_hint or 0):
             # Nor does it look for the ends of small chunks in all that there is without copying it for each of them.
             data, connection.ahead = data[:_PIECE], data[_PIECE:] + connection.ahead

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from signal import SIGHUP, SIGKILL, SIGTTIN, SIGUSR2
+from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN, SIGUSR2
 
 import psutil
 import pytest
@@ -173,6 +174,24 @@ def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
         scene.gated.open("request")
         assert scene.held[0].result()[0] == 200
         server.clean(0)
+
+
+def test_term_before_the_old_one_leaves(tmp_path: Path) -> None:
+    """A new master that is told to end, when it serves and the old one has not left yet: that one does not, and serves on."""
+    with server_in("serving", tmp_path) as scene, socket.create_connection(("127.0.0.1", scene.server.management_port)) as probe:
+        server = scene.server
+        server.expect("USR2 was refused", "Shutting down: Master")
+        serving = _serving(scene)
+        probe.sendall(b"GET /livez HTTP/1.1\r\n")  # the old one waits for the rest
+        server.send(SIGUSR2)
+        new = int(server.wait_log(r"The new master \((\d+)\) serves")[1])
+        os.kill(new, SIGTERM)
+        server.wait_log("Worker exiting")
+        probe.close()
+        server.wait_log("USR2 was refused: the new master ended with status 0: it was told to end")
+        server.wait(lambda: len(server.processes()) == 4 and serving == _serving(scene), "the old one alone")
+        assert scene.ask() == 200
+        server.hand_over()
 
 
 def test_old_master_is_killed(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_serves_alone(old: Successor, new: Predecessor) -> None:
     old.began(os.getpid())
     before = new.leaving
 
-    old.serve_alone()
+    old.let_go()
 
     assert (before, new.leaving) == (False, True)
     assert not old.pid

@@ -294,6 +294,18 @@ def test_long_head(method: str, piece: int) -> None:
         assert [404] == [status for status, _ in told(desk, client)]
 
 
+@pytest.mark.parametrize("size", [20_000, 200_000])
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+def test_a_field_that_is_too_long(method: str, size: int) -> None:
+    """It is refused while it comes: nobody reads on for an end that changes nothing."""
+    with Desk() as desk:
+        client = desk.open()
+        client.send(get("/", f"x: {'x' * size}", method=method)[:-4])
+        desk.turn(4)
+        client.read()
+        assert [(431, True)] == told(desk, client)
+
+
 def test_the_queue_holds_for_bodies_that_take_long() -> None:
     """Who was let in while nobody waited, and sends its body when many do, is refused like everybody else."""
     with Desk({"MAX_QUEUE": "2"}) as desk:
