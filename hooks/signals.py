@@ -105,11 +105,11 @@ class Handlers:
                     self.reap()
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
-            if self.deferred and not master.succession.busy:  # before the tick, in which a TERM may end a load: that comes first
-                self.usr2()
             master.tick()
+            if self.deferred and not master.succession.busy and self.arbiter.SIG_QUEUE.empty():  # a TERM may have ended the load
+                self.usr2()
         finally:
-            _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
+            _rearm(BUSY_SECONDS if master.busy or self.put_off or self.deferred else IDLE_SECONDS)
         if master.over:
             if successor.warm and self.arbiter.log:
                 systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)

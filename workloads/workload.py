@@ -123,8 +123,9 @@ def _start(environment: Environment, run: Run, workload: Workload) -> None:
     if run.ours:
         Client(run.ours.host, run.ours.port, Reopened()).exchange(get("/livez"))  # so that this client is not cold itself
     run.traffic.begin()
-    if not go_first():
-        run.say("may not go first (CAP_SYS_NICE): what this process waits for a processor counts as the server's")
+    run.details["load generator goes first"] = go_first()
+    if not run.details["load generator goes first"]:
+        run.say("may not go first (CAP_SYS_NICE): the time for which this process waits for a processor counts as the server's")
     threading.Thread(target=_drive, args=(environment, run, workload), daemon=True).start()
     if run.ours:
         threading.Thread(target=_probe, args=(run, run.ours), daemon=True).start()

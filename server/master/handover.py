@@ -1,7 +1,8 @@
 """USR2: a new master, of new code, beside the one that serves. It takes over when it is warm; if it fails, the old one stays.
 
 The new one inherits both sockets and one end of a pipe, and says a line there: `doing <what>`, `failed <why>`, and, once its
-generation has opened and its management process answers, `warm`. Nothing else passes between two versions of the code.
+generation has opened and its management process answers, `warm`; `failed` takes that back. Nothing else passes between two
+versions of the code.
 """
 
 from __future__ import annotations
@@ -127,13 +128,13 @@ class Successor:
                 for line in lines:
                     self._hear(*line.decode(errors="replace").partition(" ")[::2])
         if not self.warm and time.monotonic() > self.deadline:
-            self.failed = f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
+            self.failed = self.failed or f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
             self._send(signal.SIGKILL if self.silent else signal.SIGTERM)  # it may serve, and not say so
             self.silent = True
             self.deadline = time.monotonic() + self.grace
 
     def let_go(self) -> None:
-        """Have none any more. If it lives, the closed pipe says that it serves alone: this master does not take over again."""
+        """Forget the new master. If it lives, the closed pipe says that it serves alone: this one does not take over again."""
         self.forget()
         self.pid, self.warm = 0, False
 
@@ -179,7 +180,6 @@ class Successor:
                 self.warm = False
             case "warm" if not self.failed:
                 self.warm = True
-                _log.info("The new master (%d) serves; this one leaves", self.pid)
                 self.words.say("")
 
     def _doing(self, what: str) -> None:

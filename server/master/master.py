@@ -184,10 +184,12 @@ class Master:
             self._halt(ModelError(f"the management process ended {self.keeper.ends} times and never said that it answers"))
         self.successor.listen()
         if self.successor.warm and not self.successor.ending:
-            self.board.enter(Phase.HANDED_OVER)
+            if self.board.phase is not Phase.HANDED_OVER:
+                _log.info("The new master (%d) serves; this one leaves", self.successor.pid)
+                self.board.enter(Phase.HANDED_OVER)
             self.successor.catch_up()
-        elif self.board.phase is Phase.HANDED_OVER:
-            self.board.enter(Phase.SERVING)  # the new one was told to end before this one had left
+        elif self.successor.pid:
+            self._serve_on()
         self.workforce.end_overdue()
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
@@ -201,7 +203,8 @@ class Master:
         """Whether it is time to stop: the drain is over, or a new master serves and has all probes."""
         if self.board.phase is Phase.HANDED_OVER:
             since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
-            return not self.successor.missed and (self.keeper.ended() or since > PROBES_SECONDS)
+            self.successor.listen()  # it may have been told to end while this one was busy
+            return self.successor.warm and not self.successor.missed and (self.keeper.ended() or since > PROBES_SECONDS)
         return bool(self.drain_ends) and time.monotonic() >= self.drain_ends
 
     @property
@@ -239,8 +242,18 @@ class Master:
     def stay(self, how: signal.Signals | int | None) -> None:
         """The new master has ended before this one: this one serves on."""
         self.successor.ended(how)
-        if self.board.phase is Phase.HANDED_OVER:
-            self.board.enter(Phase.SERVING)
+        self._serve_on()
+
+    def _serve_on(self) -> None:
+        """The new master does not take over after all: take back what its `warm` has changed, and see who has ended meanwhile."""
+        if self.board.phase is not Phase.HANDED_OVER:
+            return
+        _log.info("The new master was told to end, or has ended; this one serves on")
+        self.board.enter(Phase.SERVING)
+        for generation in list(self.words.generations.values()):
+            self.succession.forget(generation)
+        if self.succession.serving:
+            self.workforce.promote(self.succession.serving)
 
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""

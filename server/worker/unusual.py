@@ -39,12 +39,13 @@ class _Source(Unreader):
         self.tail = b""
         self.line = 0
         """Bytes of the line of the head that has no end yet."""
-        self.most: int = connection.front.heads.limits["limit_request_field_size"]
+        limits = connection.front.heads.limits
+        self.most: int = max(limits["limit_request_field_size"], limits["limit_request_line"] + len(_LINE_END))
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         connection = self.connection
-        if not self.body and self.line > self.most > 0:  # gunicorn says so when all is there, up to 800 kB
-            message = f"a field of more than {self.most} bytes"
+        if not self.body and self.line > self.most:  # gunicorn would say so only once the whole head is there, up to 800 kB
+            message = f"a line of more than {self.most} bytes"
             raise LimitRequestHeaders(message)
         data = connection.more()
         if not self.body:

@@ -177,13 +177,15 @@ def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
 
 
 def test_term_before_the_old_one_leaves(tmp_path: Path) -> None:
-    """A new master that is told to end, when it serves and the old one has not left yet: that one does not, and serves on."""
-    with server_in("serving", tmp_path) as scene, socket.create_connection(("127.0.0.1", scene.server.management_port)) as probe:
+    """A new master that is told to end when it serves and the old one has not left yet: the old one stays and serves on."""
+    with server_in("serving", tmp_path) as scene, socket.socket() as probe:
         server = scene.server
         server.expect("USR2 was refused", "Shutting down: Master")
         serving = _serving(scene)
-        probe.sendall(b"GET /livez HTTP/1.1\r\n")  # the old one waits for the rest
         server.send(SIGUSR2)
+        server.wait_log("Generation 1 is open", count=2)
+        probe.connect(("127.0.0.1", server.management_port))
+        probe.sendall(b"GET /livez HTTP/1.1\r\n")  # the old one waits for the rest
         new = int(server.wait_log(r"The new master \((\d+)\) serves")[1])
         os.kill(new, SIGTERM)
         server.wait_log("Worker exiting")

@@ -68,7 +68,7 @@ def test_serves_alone(old: Successor, new: Predecessor) -> None:
 
 
 def test_lines(old: Successor, new: Predecessor) -> None:
-    """The new one's steps are put on the page; `warm` is the end of it; a word of a later version is no error."""
+    """The new one's steps are put on the page; `warm` ends them; a word of a later version is no error."""
     assert (3, True, False, False) == (new.active, new.scaled, new.systemd, new.gone)
     old.began(os.getpid())
     new.say("doing", "one\nand two")
@@ -93,7 +93,7 @@ def test_a_line_in_pieces(old: Successor, new: Predecessor) -> None:
 
 
 def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptureFixture) -> None:
-    """What the new one said last is why it ended, in the log and in the reasons; then another may be started."""
+    """What the new one said first is why it ended, in the log and in the reasons; then another may be started."""
     old.began(12345)
     new.say("failed", "model m/1: no luck")
     old.ended(70)
@@ -104,6 +104,17 @@ def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptu
     assert [] == old.words.reasons
     old.ended(signal.SIGSEGV)
     assert ["USR2 was refused: the new master was killed by SIGSEGV"] == old.words.reasons
+
+
+def test_taken_back(old: Successor, new: Predecessor) -> None:
+    """A new master that has failed does not serve, whatever it has said before or says after, and the first reason counts."""
+    old.began(os.getpid())
+    warm = []
+    for word, why in (("warm", ""), ("failed", "told to end"), ("failed", "late"), ("warm", "")):
+        new.say(word, why)
+        old.listen()
+        warm.append(old.warm)
+    assert ([True, False, False, False], "told to end") == (warm, old.failed)
 
 
 def test_ended_with_the_server(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -306,6 +306,20 @@ def test_a_field_that_is_too_long(method: str, size: int) -> None:
         assert [(431, True)] == told(desk, client)
 
 
+@pytest.mark.parametrize("cut", [1, 5000, -1])
+def test_a_request_line_longer_than_a_field(cut: int) -> None:
+    """What holds for fields does not hold for the first line, in whatever pieces it comes."""
+    line = b"OPTIONS /" + b"x" * 5000 + b" HTTP/1.1\r\n"
+    with Desk(config={"limit_request_line": 8000, "limit_request_field_size": 100}) as desk:
+        client = desk.open()
+        client.send(line[:cut])
+        desk.turn(2)
+        client.send(line[cut:] + b"Host: a\r\n\r\n")
+        desk.turn(4)
+        client.read()
+        assert [404] == [status for status, _ in told(desk, client)]
+
+
 def test_the_queue_holds_for_bodies_that_take_long() -> None:
     """Who was let in while nobody waited, and sends its body when many do, is refused like everybody else."""
     with Desk({"MAX_QUEUE": "2"}) as desk:
