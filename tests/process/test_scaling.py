@@ -182,9 +182,9 @@ def test_old_workers_in_a_reload(tmp_path: Path) -> None:
         killed = active()[0]
         os.kill(killed, SIGKILL)
         server.wait(lambda: killed not in active() and len(active()) == 3, "another in its place")
-        server.send(SIGTTOU)
-        server.send(SIGTTOU)
-        server.wait(lambda: len(active()) == 1, "two fewer")
+        for count in (2, 1):  # one after the other: of two alike that come at once the kernel keeps one
+            server.send(SIGTTOU)
+            server.wait(lambda count=count: len(active()) == count, "one fewer")  # type: ignore[misc]
         server.send(SIGTTIN)
         server.wait(lambda: len(active()) == 2, "one more again")
         assert server.status()["generation"] == 1
