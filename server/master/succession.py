@@ -80,6 +80,7 @@ class Succession:
         places = len(generations) * self.wanted + self.workforce.leaving(*generations)
         if self.one_by_one:
             places = min(places, self.wanted + 1)
+        places = min(places, len(self.board.slots))  # who comes waits for the slot of one that leaves
         return max(places, len(self.workforce.assignments))  # or gunicorn would end somebody
 
     def begin(self) -> Build:

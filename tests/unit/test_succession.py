@@ -15,7 +15,7 @@ import pytest
 from server.exits import ResourceError
 from server.master import succession
 from server.states import Phase, Role, State
-from tests.unit.books import Start, opened
+from tests.unit.books import MOST, Start, opened
 
 
 @pytest.fixture
@@ -48,6 +48,23 @@ def test_places(start: Start) -> None:
     server.settle()
     assert (3, [4, 5, 6]) == (server.succession.places, [each.age for each in server.workers])
     assert (2, Phase.SERVING) == (server.board.get("generation"), server.board.phase)
+
+
+def test_no_place_without_a_slot(start: Start) -> None:
+    """Many leave two generations, as many are wanted again at once: they wait for the slots of those, and nobody is refused."""
+    server = start(active=MOST)
+    server.reload()
+    server.turn()
+    assert 2 * MOST == len(server.workers)
+
+    server.resize(1)
+    server.resize(MOST)
+    server.fill()
+    assert 2 * MOST == len(server.workers)
+    server.settle()
+
+    assert (2, []) == (server.board.get("generation"), server.succession.words.reasons)
+    assert MOST == len(server.workers)
 
 
 def test_give_up(start: Start) -> None:
