@@ -86,9 +86,12 @@ class Connection:
 
     def read(self) -> bytes:
         """The body of the next answer; raises `ConnectionError` if its status is not 200."""
-        received = self.socket.recv(1 << 18)
-        while received and b"\r\n\r\n" not in received:
-            received += self.socket.recv(1 << 18)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            if not (piece := self.socket.recv(1 << 18)):
+                message = f"closed after {received[:64]!r}"
+                raise ConnectionError(message)
+            received += piece
         head, _, body = received.partition(b"\r\n\r\n")
         length = int(head.lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
         parts, missing = [body], length - len(body)

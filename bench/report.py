@@ -26,6 +26,8 @@ class Figure:
     control: float | None = None
     """The same with what it measures switched off, or of what it is compared with."""
     least: float | None = None
+    failed: bool = False
+    """Whether it says that something could not be measured, and how that ended."""
 
     @property
     def bounds(self) -> str:
@@ -35,9 +37,9 @@ class Figure:
 
     @property
     def broken(self) -> bool:
-        """Whether it is past a bound; what is no number is."""
+        """Whether it is past a bound; what is no number is, and what could not be measured."""
         over = self.bound is not None and not self.value <= self.bound
-        return over or (self.least is not None and not self.value >= self.least)
+        return self.failed or over or (self.least is not None and not self.value >= self.least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def table(reports: Mapping[str, Report]) -> str:
         rows.append((f"{name}", "", "", "", f"control: {report.control}" if report.control else ""))
         for figure in report.figures:
             value, control = (_shown(each, figure.unit) for each in (figure.value, figure.control))
-            verdict = _verdict(broken=figure.broken) if figure.bounds else ""
+            verdict = _verdict(broken=figure.broken) if figure.bounds or figure.failed else ""
             rows.append((f"  {figure.name}", value, figure.bounds, control, verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(

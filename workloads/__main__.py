@@ -44,7 +44,7 @@ def main() -> int:
             reports.update(run())
         except Exception:  # noqa: BLE001 - what could not be run is broken, and the others go on
             traceback.print_exc()
-            reports[title] = Report([Figure("could not be run: see above", 1, bound=0)])
+            reports[title] = Report([Figure("could not be run: see above", 1, failed=True)])
 
     with tempfile.TemporaryDirectory(prefix="warmfork-load-") as folder:
         for model in given.model or MODELS:

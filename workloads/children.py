@@ -1,4 +1,4 @@
-"""What a load test starts: it ends with it, whatever ends that."""
+"""What a load test starts: it ends with it, whatever ends that; only a master that another one has started outlives a SIGKILL."""
 
 from __future__ import annotations
 

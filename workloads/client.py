@@ -44,7 +44,7 @@ class Client:
         try:
             connection = self._send(request)
             status, last, body = _read(connection)
-        except OSError as error:
+        except (OSError, ValueError, IndexError) as error:  # nobody there, or what is no answer
             self.close()
             return f"{type(error).__name__}: {error}"
         if last:

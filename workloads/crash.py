@@ -44,6 +44,7 @@ class Kill:
 
 def _act(run: Run) -> None:
     kills: list[Kill] = []
+    full: list[float] = []
     turns = cycle(range(run.master.wanted()))
 
     def kill_on() -> None:
@@ -51,11 +52,12 @@ def _act(run: Run) -> None:
         while run.now < end:
             kills.append(_kill(run, sorted(run.master.workers())[next(turns)]))
             until(run.master.settled, "a full warm pool")
+            full.append(run.now - kills[-1].at)
             time.sleep(max(kills[-1].at + run.options.every - run.now, 0))
         time.sleep(run.options.every)  # what the last one costs belongs to this window
 
     run.pairs(EVENT, kill_on)
-    run.details["kills"] = kills
+    run.details |= {"kills": kills, "seconds to a full pool": full}
 
 
 def _kill(run: Run, pid: int) -> Kill:
@@ -91,6 +93,7 @@ def _judge(run: Run) -> list[Figure]:
         ),
         Figure("from the kill to the last answer over twice the p99 without, median", back, "ms", max(bound, none), none),
         run.compare("p95, with kills ÷ without", EVENT, 0.95, None),
+        Figure("from the kill to a full warm pool, median", median(run.details["seconds to a full pool"]), "s"),
         Figure("kills", len(kills)),
     ]
 

@@ -126,7 +126,8 @@ class Fleet(Master):
 
     def fewer(self) -> None:
         """Stop the newest, in order."""
-        self.servers.pop().stop()
+        self.servers[-1].stop()
+        self.servers.pop()
 
     def served(self) -> dict[int, int]:
         """By port."""

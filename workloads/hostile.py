@@ -107,12 +107,14 @@ def _act(run: Run) -> None:
 
 
 def _judge(run: Run) -> list[Figure]:
+    attacks = run.details["attacks"].values()
     return [
         run.failed(),
-        run.first("p95", 0.95, run.bound("first")),
+        run.first(run.bound("first")),
         run.compare("p95 of good clients, attacked ÷ not", EVENT, 0.95, run.bound("p95")),
         run.compare("p99 of good clients, attacked ÷ not", EVENT, 0.99, None),
-        Figure("attacks", sum(count for kind in run.details["attacks"].values() for count in kind.values())),
+        Figure("attacks", sum(kind.total() for kind in attacks)),
+        Figure("attacks of the rarest kind", min(kind.total() for kind in attacks), least=1),
     ]
 
 

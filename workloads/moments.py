@@ -6,23 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
-from bench import repository
+from bench import repository, rivals
 from bench.client import Connection, infer
 from bench.report import Figure, Report, Say
 from tests.models import dense, identity, put
-from tests.server import Server
 from workloads import children
+from workloads.stages import PLAIN
+from workloads.stopping import stop
+from workloads.watch import Plain, until
 
 ROUNDS = 5
 SOON_MS = 50.0
@@ -31,8 +28,6 @@ JOIN = 2.0
 WIDTH, LAYERS = 4096, 8
 """Square matrix products of a model of 512 MiB."""
 FORKS, FORKS_SECONDS = 10, 30.0
-BUSY_SECONDS = 0.5
-CLIENTS = 10
 KILLED = ("was sent SIGKILL", "killed by SIGKILL")
 
 _BARE = """
@@ -53,13 +48,11 @@ for _ in range(int(sys.argv[2])):
 """
 """What a fork and one inference take without any server: a process that holds the model, and children of it."""
 _PYTHON = """
-import os, time
+import os
 from pathlib import PosixPath
 from setproctitle import getproctitle
 
 def preprocess(inputs):
-    if inputs["x"][0, 0] == 13:
-        time.sleep({busy})
     if {broken!r}.exists() and getproctitle().startswith("warmfork: worker"):
         os.abort()
     return inputs
@@ -69,17 +62,19 @@ def preprocess(inputs):
 def run(folder: Path, say: Say) -> Report:
     """Measure them all, one after another."""
     say("a standby takes the place of one more, and of one that was killed")
-    promoted, restored = _promotions(repository.small(folder))
+    small = repository.small(folder)
+    promoted, restored = _promotions(small)
+    plain_joined, plain_restored = _plain(small)
     say("one more without a standby, 512 MiB")
     joined, bare = _joins(folder / "large")
     say("a replacement that crashes each time")
     forks = _forks(folder / "crashing")
     say("TERM under load")
-    lost, status, answered = _stop(folder / "busy")
+    stopped = stop(folder / "busy")
     return Report(
         [
-            Figure("TTIN to the first answer of a standby", median(promoted), "ms", bound=SOON_MS),
-            Figure("kill -9 to the first answer of a standby", median(restored), "ms", bound=SOON_MS),
+            Figure("TTIN to the first answer of a standby", median(promoted), "ms", SOON_MS, median(plain_joined)),
+            Figure("kill -9 to the first answer of a standby", median(restored), "ms", SOON_MS, median(plain_restored)),
             Figure(
                 "TTIN to ready, no standby, 512 MiB ÷ fork and one run",
                 median(joined) / median(bare),
@@ -87,13 +82,18 @@ def run(folder: Path, say: Say) -> Report:
                 bound=JOIN,
             ),
             Figure("TTIN to ready, no standby, 512 MiB", median(joined), "ms", control=median(bare)),
-            Figure(f"forks in {FORKS_SECONDS:g} s, each of which crashes", forks, bound=FORKS),
-            Figure("requests without an answer where one could connect, TERM under load", lost, bound=0),
-            Figure("exit status after it", status, bound=0),
-            Figure("requests that were answered in it", answered, least=1),
+            Figure(f"forks in {FORKS_SECONDS:g} s, each of which crashes", forks, bound=FORKS, least=1),
+            *stopped,
         ],
-        "a bare fork with one inference",
-        {"promoted": promoted, "restored": restored, "joined": joined, "bare": bare},
+        "of a standby a plain gunicorn's new worker, of 512 MiB a bare fork with one inference",
+        {
+            "promoted": promoted,
+            "restored": restored,
+            "plain gunicorn, joined": plain_joined,
+            "plain gunicorn, restored": plain_restored,
+            "joined": joined,
+            "bare": bare,
+        },
     )
 
 
@@ -107,11 +107,11 @@ def _stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _answer_ms(server: Server, request: bytes, act: Callable[[], None]) -> float:
+def _answer_ms(port: int, request: bytes, act: Callable[[], None]) -> float:
     """Milliseconds from `act` to the answer of a request on a connection of its own."""
     start = time.perf_counter()
     act()
-    with Connection(server.port) as connection:
+    with Connection(port) as connection:
         connection.exchange(request)
     return (time.perf_counter() - start) * 1e3
 
@@ -125,15 +125,37 @@ def _promotions(models: Path) -> tuple[list[float], list[float]]:
             server.wait_state("standby")
             first, second = (worker["pid"] for worker in server.wait_state("active", 2))
             with _stopped(first), _stopped(second):
-                promoted.append(_answer_ms(server, request, lambda: server.send(signal.SIGTTIN)))
+                promoted.append(_answer_ms(server.port, request, lambda: server.send(signal.SIGTTIN)))
             server.wait_state("standby")
             server.send(signal.SIGTTOU)
             server.wait(lambda: len(server.status()["workers"]) == 3, "the third to leave")  # noqa: PLR2004 - two and one
             first, second = (worker["pid"] for worker in server.wait_state("active", 2))
             with _stopped(first):
-                restored.append(_answer_ms(server, request, lambda pid=second: os.kill(pid, signal.SIGKILL)))  # type: ignore[misc]
+                restored.append(_answer_ms(server.port, request, lambda pid=second: os.kill(pid, signal.SIGKILL)))  # type: ignore[misc]
             server.wait_state("active", 2)
     return promoted, restored
+
+
+def _plain(models: Path) -> tuple[list[float], list[float]]:
+    """The same of a plain gunicorn, which has to fork in both cases."""
+    request = infer("dense", repository.row(1))
+    joined, restored = [], []
+    with rivals.serve("plain_app", models / "dense" / "1" / "model.onnx", f"{PLAIN} -w 2", request) as rival:
+        master = Plain(rival.master)
+
+        def both() -> list[int]:
+            until(lambda: len(master.workers()) == 2, "two workers")  # noqa: PLR2004 - as many as were asked for
+            return sorted(master.workers())
+
+        for _ in range(ROUNDS):
+            first, second = both()
+            with _stopped(first), _stopped(second):
+                joined.append(_answer_ms(rival.port, request, master.more))
+            master.fewer()
+            first, second = both()
+            with _stopped(first):
+                restored.append(_answer_ms(rival.port, request, lambda pid=second: os.kill(pid, signal.SIGKILL)))  # type: ignore[misc]
+    return joined, restored
 
 
 def _joins(models: Path) -> tuple[list[float], list[float]]:
@@ -154,7 +176,7 @@ def _joins(models: Path) -> tuple[list[float], list[float]]:
 
 def _forks(models: Path) -> int:
     broken = models / "broken"
-    put(models, "m", identity(), "batch_sizes = [1]\n", _PYTHON.format(busy=0, broken=broken))
+    put(models, "m", identity(), "batch_sizes = [1]\n", _PYTHON.format(broken=broken))
     with children.server(models, workers=2) as server:
         server.expect(*KILLED, "SIGABRT", "Worker .* was sent")
         broken.touch()
@@ -164,32 +186,3 @@ def _forks(models: Path) -> int:
         forks = server.log.count("Booting worker") - before
         broken.unlink()
     return forks
-
-
-def _stop(models: Path) -> tuple[int, int, int]:
-    """Requests that were lost, the exit status, requests that were answered."""
-    put(models, "m", identity(), "batch_sizes = [1, 2]\n", _PYTHON.format(busy=BUSY_SECONDS, broken=models / "never"))
-    outcomes: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def ask(server: Server, *, long: bool) -> None:
-        request = infer("m", {"x": np.full((1, 3), 13 if long else 1, np.float32)})
-        while True:
-            try:
-                with Connection(server.port) as connection:
-                    outcome = "answered"
-                    connection.exchange(request)
-            except ConnectionRefusedError:
-                return
-            except (OSError, ConnectionError) as error:
-                outcome = "answered" if "503" in str(error) else "lost"
-            with lock:
-                outcomes[outcome] += 1
-
-    with children.server(models, workers=2) as server, ThreadPoolExecutor(CLIENTS) as pool:
-        clients = [pool.submit(ask, server, long=place < CLIENTS // 2) for place in range(CLIENTS)]
-        server.wait(lambda: outcomes["answered"] > CLIENTS, "answers")
-        server.stop()
-        for client in clients:
-            client.result()
-    return outcomes["lost"], server.process.returncode or 0, outcomes["answered"]

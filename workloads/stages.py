@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import distribution
 from math import nan
@@ -33,7 +33,7 @@ _HUPS = 20
 """In which memory is to stay flat."""
 _CAPACITY = (2, 3.0)
 """Connections and seconds of the closed loop that looks for it."""
-_PLAIN = "-k gthread --threads 16 --preload --graceful-timeout 35"
+PLAIN = "-k gthread --threads 16 --preload --graceful-timeout 35"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,15 @@ class Stage:
     def scale_out(self) -> dict[str, Report]:
         """One worker that becomes six."""
         options = ("-u", "32", "--most", str(MOST))
-        ours = self._ours("scale_out", *options, seconds=self.lengths.scale_out, max_workers=MOST)
-        return ours | self._plain("scale_out", *options, workers=1)
+        seconds = self.lengths.scale_out
+        ours = self._ours("scale_out", *options, seconds=seconds, max_workers=MOST)
+        return ours | self._plain("scale_out", *options, seconds=seconds, workers=1)
 
     def haproxy(self) -> dict[str, Report]:
         """One server that becomes six."""
         if PROGRAM is None:
-            self.say("skipped: haproxy is not installed")
-            return {}
+            message = "haproxy is not installed"
+            raise FileNotFoundError(message)
         options = ("-u", "32", "--most", str(MOST), "--haproxy", str(self.models))
         return self._locust("scale_out", "behind haproxy", *options, rate=self.rate, seconds=self.lengths.scale_out)
 
@@ -115,17 +116,17 @@ class Stage:
                 until(lambda: ended(master), "the end of the last master")
         return found
 
-    def _plain(self, script: str, *options: str, workers: int) -> dict[str, Report]:
+    def _plain(self, script: str, *options: str, seconds: float = 0, workers: int) -> dict[str, Report]:
         app, model = "plain_app", self.models / self.model / "1" / "model.onnx"
         if self.model == "embed":
             app, model = "plain_embed_app", Path(str(distribution(PACKAGE).locate_file(MODEL)))
         rate = self.rate
-        with rivals.serve(app, model, f"{_PLAIN} -w {workers}", self.request) as rival:
+        with rivals.serve(app, model, f"{PLAIN} -w {workers}", self.request) as rival:
             place = ("-H", f"http://127.0.0.1:{rival.port}", "--plain", str(rival.master))
-            found = self._locust(script, "plain gunicorn", *place, *options, rate=rate, seconds=self.lengths.window)
-        # It is shown beside ours and has nothing to hold.
+            found = self._locust(script, "plain gunicorn", *place, *options, rate=rate, seconds=seconds)
+        # It is shown beside ours and has nothing to hold, but must have been measured.
         return {
-            name: Report([Figure(each.name, each.value, each.unit) for each in report.figures], "none", report.details)
+            name: replace(report, figures=[replace(each, bound=None, least=None) for each in report.figures])
             for name, report in found.items()
         }
 
@@ -146,10 +147,10 @@ class Stage:
 def read(path: Path, status: int) -> Report:
     """What a script wrote before it ended with `status`. It has failed if that says other than its figures, or there are none."""
     if not path.exists():
-        return Report([Figure("status with which the script ended, without a result", status, least=0, bound=-1)])
+        return Report([Figure("status with which the script ended, without a result", status, failed=True)])
     content = msgspec.json.decode(path.read_bytes())
     figures = [Figure(**{**each, "value": nan if each["value"] is None else each["value"]}) for each in content["figures"]]
     report = Report(figures, content["control"], content["details"])
     if status != int(report.broken):
-        report.figures.append(Figure("status with which the script ended, against its figures", status, least=0, bound=-1))
+        report.figures.append(Figure("status with which the script ended, against its figures", status, failed=True))
     return report

@@ -19,7 +19,7 @@ def _act(run: Run) -> None:
 def _judge(run: Run) -> list[Figure]:
     return [
         run.failed(),
-        run.first("p99", 0.99, run.bound("first")),
+        run.first(run.bound("first")),
         run.compare("p99, windows of one kind ÷ the other", "nothing", 0.99, run.bound("p99")),
     ]
 

@@ -50,8 +50,10 @@ class Traffic:
             return None
         sent = time.perf_counter()
         self.running += 1
-        error = client.exchange(self.request)
-        self.running -= 1
+        try:
+            error = client.exchange(self.request)
+        finally:
+            self.running -= 1
         answer = Answer(due, sent, time.perf_counter(), sent - due if wait > 0 else 0.0, error, client.port)
         self.answers.append(answer)
         return answer

@@ -16,6 +16,8 @@ import psutil
 
 PATIENCE = 300.0
 """Seconds after which an event that has not ended is a failure."""
+PROBE = 1.0
+"""Seconds in which a probe must be answered, as Kubernetes has it where nobody says otherwise."""
 PAUSE = 0.25
 """Seconds between two looks."""
 
@@ -66,14 +68,14 @@ class Ours(Master):
         place = urlsplit(management)
         self.host, self.port = place.hostname or "127.0.0.1", place.port or 8001
 
-    def get(self, path: str) -> tuple[int, Any]:
-        """Status and JSON of a management route; 0 and None while nobody answers."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
+    def get(self, path: str, patience: float = PATIENCE) -> tuple[int, Any]:
+        """Status and JSON of a management route; 0 and None where nobody answers that in `patience` seconds."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=patience)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
             return response.status, json.loads(response.read())
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, ValueError):
             return 0, None
         finally:
             connection.close()

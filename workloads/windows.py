@@ -58,6 +58,11 @@ def percentile_ms(answers: Iterable[Answer], share: float) -> float:
     return ordered[max(math.ceil(len(ordered) * share), 1) - 1] * 1e3 if ordered else math.nan
 
 
+def slowest_ms(answers: Iterable[Answer], few: int) -> float:
+    """The latency in ms of the slowest of the `few` that were meant to be sent first. NaN without any."""
+    return percentile_ms(sorted(answers, key=lambda answer: answer.due)[:few], 1)
+
+
 def noise(without: Sequence[float]) -> float:
     """How far windows without the event are apart, as a rule: the median of the larger by the smaller of each two."""
     return median(max(pair) / min(pair) for pair in combinations(without, 2))
@@ -71,7 +76,8 @@ def compare(name: str, event: Sequence[float], without: Sequence[float], bound: 
     if min(len(event), len(without)) < LEAST:
         message = f"{name}: {len(event)} windows with the event and {len(without)} without, not {LEAST} of each at least"
         raise ValueError(message)
-    ratio = median(one / other for one, other in zip(event, without, strict=True))
+    ratios = [one / other for one, other in zip(event, without, strict=True)]
+    ratio = median(math.inf if math.isnan(each) else each for each in ratios)  # nothing was answered, which no median tells
     return _figure(name, ratio, bound, noise(without))
 
 

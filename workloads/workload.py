@@ -23,7 +23,7 @@ from workloads.client import Client, Reopened
 from workloads.plot import plot
 from workloads.priority import go_first
 from workloads.run import INPUTS, Run
-from workloads.watch import Ours
+from workloads.watch import PROBE, Ours
 from workloads.windows import LEAST
 
 
@@ -153,5 +153,5 @@ def _drive(environment: Environment, run: Run, workload: Workload) -> None:
 def _probe(run: Run, ours: Ours) -> None:
     """Ask for readiness all the while."""
     while not run.traffic.over.is_set():
-        run.probes[ours.get("/readyz")[0]] += 1
+        run.probes[ours.get("/readyz", PROBE)[0]] += 1
         time.sleep(0.05)

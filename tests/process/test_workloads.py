@@ -51,8 +51,8 @@ class Case:
 
 
 CASES = [
-    Case("steady", "p99, first requests ÷ without", ["--bound-first", "7", "--bound-p99", "7"]),
-    Case("hostile", "p95, first requests ÷ without", ["--bound-first", "7", "--bound-p95", "7"]),
+    Case("steady", "slowest of the first 10 requests ÷ without", ["--bound-first", "7", "--bound-p99", "7"]),
+    Case("hostile", "slowest of the first 10 requests ÷ without", ["--bound-first", "7", "--bound-p95", "7"]),
     Case(
         "scale_out",
         "slowest ÷ p99 without, median",

@@ -106,10 +106,12 @@ def test_lost(peer: Peer) -> None:
         (b"HTTP/1.1 503 no\r\nContent-Length: 4\r\n\r\nbusy", "answered 503 b'busy'"),
         (KEPT[:-1], "closed after"),
         (KEPT[:10], "closed after b'HTTP/1.1 2'"),
+        (b"hello\r\n\r\n", "IndexError"),
+        (b"HTTP/1.1 two hundred\r\n\r\n", "ValueError"),
     ],
 )
 def test_failed(peer: Peer, answer: bytes, error: str) -> None:
-    """Another status than 200 is a failure, and so is an answer that is cut off."""
+    """Another status than 200 is a failure, and so is an answer that is cut off, or none."""
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(peer.client.exchange, REQUEST)
         server = peer.accept()

@@ -6,7 +6,7 @@ from math import inf, isnan, nan
 
 import pytest
 
-from workloads.windows import Answer, Window, compare, noise, percentile_ms, stands_out
+from workloads.windows import Answer, Window, compare, noise, percentile_ms, slowest_ms, stands_out
 
 QUIET = [10.0, 11.0, 10.0, 9.0, 10.0]
 
@@ -29,6 +29,7 @@ def _answers(*latencies: float) -> list[Answer]:
         ([nan] * 5, QUIET, True),  # in which nothing was answered
         (QUIET, [nan] * 5, True),
         ([inf] * 5, QUIET, True),
+        ([nan, nan, 10.0, nan, 10.0], QUIET, True),  # in three of five
     ],
 )
 def test_compare(event: list[float], without: list[float], broken: bool) -> None:  # noqa: FBT001 - a column of the table
@@ -76,6 +77,14 @@ def test_percentiles() -> None:
     assert isnan(percentile_ms([], 0.5))
     late = Answer(due=1.0, sent=5.0, came=5.5, late=0.0, error="", port=1)
     assert percentile_ms([late], 0.5) == pytest.approx(4500)
+
+
+def test_slowest_of_the_first() -> None:
+    """Only those count that were meant to be sent first, in whatever order they were answered."""
+    answers = _answers(0.1, 0.3, 0.2, 0.9)
+
+    assert slowest_ms(reversed(answers), 3) == pytest.approx(300)
+    assert isnan(slowest_ms([], 3))
 
 
 def test_window() -> None:
