@@ -107,26 +107,33 @@ class Shift:
     def back(self, seconds: float) -> str:
         """The old server serves at once, the new one is ended in `seconds`; give who serves now, in words.
 
-        Where the old one is down and the new one is not, or HAProxy is not heard, nobody is ended.
+        Where the old one is down, or HAProxy is not heard, nobody is ended.
         """
         try:
             if self.begun and not self._restore():
-                return f"{self.old.name} is down: {self.new.name} goes on serving"
+                return f"{self.old.name} is down: {self.new.name} is left as it is"
         except RuntimeApiError as error:
             return f"{error}; both servers are left as they are"
         if self.started:
             self.started.stop(seconds)
-        return f"{self.old.name} serves"
+        try:
+            return f"{self.old.name} {'serves' if self._up(self.old) else 'is down'}"
+        except RuntimeApiError as error:
+            return str(error)
+
+    def _up(self, place: Place) -> bool:
+        """Whether HAProxy finds a server well, also one to which it sends no requests."""
+        return self.api.traffic(place.name).status.startswith(("UP", "DRAIN"))
 
     def _restore(self) -> bool:
         """Whether the old server takes all requests again."""
         end = time.monotonic() + UNHEARD
         while True:
             try:
-                old, new = (self.api.traffic(place.name).status for place in (self.old, self.new))
-                if new.startswith("UP") and not old.startswith("UP"):
+                if not self._up(self.old):
                     self.give(100)
                     return False
+                self.api.set({self.old.name: "state ready"})  # or the last word of the shift may have been heard
                 self.api.set({self.old.name: f"weight {FULL}", self.new.name: "state maint"})
             except RuntimeApiError:
                 if time.monotonic() > end:

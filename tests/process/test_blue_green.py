@@ -263,6 +263,32 @@ def test_killed_with_the_script(stage: Stage) -> None:
     assert len(_failed(load)) <= CLIENTS
 
 
+def _management(master: int) -> int:
+    """The pid of the management process of a master."""
+    (found,) = (each.pid for each in psutil.Process(master).children() if "warmfork: management" in " ".join(each.cmdline()))
+    return found
+
+
+def test_blue_is_down_as_well(stage: Stage) -> None:
+    """Neither of the two answers HAProxy's checks: nobody is ended, and green takes all once it answers again."""
+    with stage.load(), ExitStack() as stopped:
+        run = Run(stage, *LOOSE, "--bake", "60")
+        run.wait_log("green gets all")
+        for colour, master in (("blue", stage.blue.process.pid), ("green", stage.green)):
+            pid = _management(master)
+            os.kill(pid, signal.SIGSTOP)
+            stopped.callback(os.kill, pid, signal.SIGCONT)
+            if colour == "blue":
+                stage.blue.wait(lambda: stage.api.traffic("blue").status == "DOWN", "HAProxy's checks of blue")
+        run.ends(1, "blue is down: green is left as it is\n")
+        stopped.close()
+        stage.blue.wait(lambda: stage.api.traffic("green").status == "UP", "HAProxy's checks of green")
+        stage.serves("green")
+    stage.blue.wait(lambda: stage.api.traffic("blue").status == "UP", "HAProxy's checks of blue")
+    os.kill(stage.green, SIGKILL)
+    stage.blue.wait(lambda: stage.api.traffic("green").status == "DOWN", "HAProxy's checks of green")
+
+
 def test_stopped(stage: Stage) -> None:
     """TERM to the script in the middle: blue takes all again, green is ended, no request failed."""
     with stage.load() as load:
