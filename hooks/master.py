@@ -102,7 +102,7 @@ def _starting(arbiter: Arbiter) -> Iterator[None]:
     except ExitError as error:
         _log.error("%s", error)
         if "master" in globals():
-            master.failed(error)
+            master.failed(str(error))
         _leave(arbiter, error.status)
     except Exception:  # noqa: BLE001 - a defect of ours, or a machine at its end; in either case somebody has to look
         _log.exception("the start failed")

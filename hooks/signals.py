@@ -2,7 +2,8 @@
 
 gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop
 looks its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal
-handler. Nothing else that gunicorn does is replaced, three numbers of its are set, and all of it stands in this file.
+handler. Its fork of a worker is wrapped, since a failure would end the server; three numbers of its are set; nothing else that it
+does is replaced, and all of it stands in this file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import FrameType
 from typing import NoReturn
 
@@ -87,8 +89,6 @@ class Handlers:
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
         self.put_off = False
         """Whether workers have ended with status 0 of which nobody has taken notice yet."""
-        self.deferred = False
-        """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
         self.cld = self.chld
         self.int = self.quit
 
@@ -106,14 +106,14 @@ class Handlers:
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
             master.tick()
-            if self.deferred and not master.succession.busy and self.arbiter.SIG_QUEUE.empty():  # a TERM may have ended the load
+            if master.due and self.arbiter.SIG_QUEUE.empty():  # a TERM may have ended the load
                 self.usr2()
         finally:
-            _rearm(BUSY_SECONDS if master.busy or self.put_off or self.deferred else IDLE_SECONDS)
-        if master.over:
+            _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
+        if master.over():
             if successor.warm and self.arbiter.log:
                 systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)
-            self._stop()
+            self._stop(spare=int(master.handed_over))  # where it was no TERM that ended it, the first one is still to come
 
     def hup(self) -> None:
         """Make a new generation; so shall a new master, if one is on its way."""
@@ -134,7 +134,7 @@ class Handlers:
         """Drain, then stop; so shall a new master, if one is on its way."""
         self.master.successor.end()
         if self.master.drain():
-            self._stop()
+            self._stop(spare=int(self.master.backed))  # it may come twice, sent to a group and passed on by a master
 
     def quit(self) -> None:
         """Stop without waiting for requests."""
@@ -145,32 +145,30 @@ class Handlers:
         self.stop_quickly()
 
     def usr2(self) -> None:
-        """Start a new master beside this one, after a reload that is under way."""
-        self.deferred = False
+        """Start a new master beside this one, now or after a reload that is under way."""
         if not self.master.may_hand_over():
-            return
-        if self.master.succession.busy:
-            _log.info("A reload is under way; the new master starts after it")
-            self.deferred = True
             return
         self.arbiter.maybe_promote_master()  # the master before this one may have ended just now
         ours = os.getpid()
-        self.master.successor.prepare()
         try:
+            self.master.successor.prepare()
             self.arbiter.reexec()
-        except BaseException:
+        except BaseException as error:
             if os.getpid() != ours:  # or there would be two of us
                 _log.exception("The new master could not be started")
                 os._exit(EXEC_STATUS)
             self.master.successor.abandon()
-            raise
-        self.master.successor.began(self.arbiter.reexec_pid)
+            if not isinstance(error, OSError):
+                raise
+            self.master.refuse_hand_over(f"no new master can be started: {error}")
+        else:
+            self.master.successor.began(self.arbiter.reexec_pid)
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, spare: int) -> NoReturn:
         if not (self.master.handed_over or self._borrowed):
             gate.shut([listener.sock for listener in self.arbiter.LISTENERS])
         self.master.stop()
-        _last_signals(self.arbiter, hurries=not self.master.backed)
+        _last_signals(self.arbiter, spare)
         raise StopIteration
 
     @property
@@ -187,6 +185,7 @@ def install(arbiter: Arbiter, master: Master) -> None:
     if master.predecessor and master.predecessor.systemd:
         arbiter.systemd = True
     arbiter.num_workers = master.places
+    setattr(arbiter, "spawn_worker", _surviving(arbiter.spawn_worker, master))  # noqa: B010 - mypy knows it as a method
     arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own does not survive `python -m gunicorn`
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
     for status in ("WORKER_BOOT_ERROR", "APP_LOAD_ERROR"):
@@ -217,16 +216,37 @@ def _guarded(name: str, handler: Callable[[], None], arbiter: Arbiter, master: M
     return guarded
 
 
+def _surviving(spawn: Callable[[], object], master: Master) -> Callable[[], None]:
+    """gunicorn's fork of a worker, without the end of all that serve where processes, descriptors or memory are missing."""
+    ours = os.getpid()
+
+    def spawn_worker() -> None:
+        if not master.may_fork:
+            return
+        try:
+            spawn()
+        except OSError as error:
+            if os.getpid() != ours:
+                raise
+            master.not_forked(error)
+
+    return spawn_worker
+
+
 def _rearm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
-def _last_signals(arbiter: Arbiter, *, hurries: bool = True) -> None:
-    """Stop the timer and make a second TERM a QUIT, unless it may be the first one, sent to a group and passed on by a master.
+def _last_signals(arbiter: Arbiter, spare: int = 0) -> None:
+    """Stop the timer and make each TERM after the next `spare` a QUIT: who asks a second time wants it to hurry.
 
     gunicorn's stop takes one signal each tenth of a second, and hurries for INT and QUIT alone.
     """
     signal.setitimer(signal.ITIMER_REAL, 0)
-    if not hurries:
-        return
-    signal.signal(signal.SIGTERM, lambda _number, frame: arbiter.signal(signal.SIGQUIT, frame))
+    heard = count()
+
+    def hurry(_number: int, frame: FrameType | None) -> None:
+        if next(heard) >= spare:
+            arbiter.signal(signal.SIGQUIT, frame)
+
+    signal.signal(signal.SIGTERM, hurry)

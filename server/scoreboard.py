@@ -91,6 +91,7 @@ SLOT = np.dtype(
         # The worker.
         ("pid", np.uint64),
         ("barrier", np.uint64),  # the last point of the barrier that it has reached
+        ("spent", np.uint64),  # 1: it has served as many requests as it should, and asks for another in its place
         ("status", np.uint64),  # in FAILED, the exit status of the contract
         ("device", "S16"),
         ("doing", "S256"),  # the model, shape and step at hand; in FAILED, what failed

@@ -126,6 +126,10 @@ class Serving:
         record = self.board.slots["models"][self.slot][model.index]["shapes"]
         return float(record["steady_ms"][shapes.index(shape)]) if shape in shapes else 0.0
 
+    def spend(self) -> None:
+        """Say that this worker has served enough: another should take its place."""
+        self.board.slots["spent"][self.slot] = 1
+
     def leave(self) -> None:
         """Say that this worker takes no more traffic, of its own will or since it was asked to."""
         if self.board.state(self.slot) is State.ACTIVE:

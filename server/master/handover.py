@@ -97,9 +97,11 @@ class Successor:
         os.set_blocking(self.pipe, False)
 
     def abandon(self) -> None:
-        """It could not be forked."""
-        os.close(self.pipe)
-        os.close(self.theirs)
+        """It could not be started."""
+        for descriptor in (self.pipe, self.theirs):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.pipe = self.theirs = -1
 
     def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, *facts: int) -> None:
         """In the child, before it becomes the new master: leave it what is to be inherited, in the order of `Predecessor`."""
@@ -110,6 +112,7 @@ class Successor:
     def began(self, pid: int) -> None:
         """It was forked as `pid`."""
         os.close(self.theirs)
+        self.theirs = -1
         self.pid, self.failed, self.buffer = pid, "", b""
         self.warm = self.silent = self.ending = False
         self.missed.clear()
@@ -134,9 +137,13 @@ class Successor:
             self.deadline = time.monotonic() + self.grace
 
     def let_go(self) -> None:
-        """Forget the new master. If it lives, the closed pipe says that it serves alone: this one does not take over again."""
-        self.forget()
-        self.pid, self.warm = 0, False
+        """Close the pipe, and know of no new master. If it lives, it serves alone from now on: this one does not take over again.
+
+        A worker has inherited the pipe, and lets go of it as well.
+        """
+        if self.pid:
+            os.close(self.pipe)
+        self.pid, self.pipe, self.warm = 0, -1, False
 
     def ended(self, how: signal.Signals | int | None) -> None:
         """It has ended: the old master stays."""
@@ -165,11 +172,6 @@ class Successor:
         if self.pid and not self.ending:
             self.ending = True
             self._send(signal.SIGTERM)
-
-    def forget(self) -> None:
-        """In a process that inherited the pipe: let go of it."""
-        if self.pid:
-            os.close(self.pipe)
 
     def _hear(self, word: str, rest: str) -> None:
         match word:

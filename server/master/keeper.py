@@ -89,20 +89,23 @@ class Keeper:
         over = self.board.phase is Phase.HANDED_OVER
         if over or not self.ended() or time.monotonic() < self.started + QUICK_SECONDS:
             return
-        if self.process is None:
+        before, old = self.process, self.pidfd
+        if before is None and self.predecessor is None:  # a start ends where it fails
             self.start()
             return
         self.started = time.monotonic()
-        self.ends += 1
-        old = self.pidfd
-        self.process.poll()
+        if before:
+            before.poll()
+            self.ends += 1
         try:
             self.start()
         except OSError as error:
-            _log.error("The management process ended; a new one cannot be started, trying again: %s", error)
+            self.ends += before is None
+            _log.error("The management process cannot be started, trying again: %s", error)
             return
-        os.close(old)
-        _log.warning("The management process ended; a new one was started")
+        if before:
+            os.close(old)
+            _log.warning("The management process ended; a new one was started")
 
     def stop(self) -> None:
         """End the process for good."""

@@ -69,6 +69,25 @@ class Losses:
             self.workforce.slots.fail()
             self.words.complain(str(error))
 
+    def not_forked(self, why: str) -> None:
+        """There is one worker fewer than should be, since the system would not have it."""
+        error = ResourceError(why)
+        if not self.succession.serving:
+            self._killed(error)
+            return
+        _log.critical("%s", why)
+        if self.succession.coming:
+            self.succession.give_up(error)
+        else:
+            self.words.complain(why)
+
+    def _killed(self, error: ExitError) -> None:
+        """A first generation has lost one for want of memory or the like, which may pass; the server ends if it does not."""
+        self.kills += 1
+        if self.kills >= FIRST_KILLS:
+            self.halt(error)
+        _log.error("%s; try %d of %d", error, self.kills + 1, FIRST_KILLS)
+
     def _lost(self, end: End) -> None:
         """A worker of a generation that has not opened ended."""
         if self.succession.serving:
@@ -78,8 +97,6 @@ class Losses:
             return
         if isinstance(end.error, ResourceError) and end.state is not State.FAILED:
             self.workforce.slots.fail()
-            self.kills += 1
-            if self.kills < FIRST_KILLS:
-                _log.error("%s; try %d of %d", end.error, self.kills + 1, FIRST_KILLS)
-                return
+            self._killed(end.error)
+            return
         self.halt(end.error)

@@ -23,7 +23,7 @@ from server.master.slots import Slots
 from server.master.succession import Succession
 from server.master.turns import Turns
 from server.master.words import Words
-from server.master.workforce import Workforce
+from server.master.workforce import REFUSED_BACKOFF, Workforce
 from server.scoreboard import Scoreboard, now_ms
 from server.settings import Settings
 from server.states import Phase, State
@@ -64,6 +64,10 @@ class Master:
         self.losses = Losses(self.succession, self._halt)
         self.served = False
         """Whether a worker of this server has taken traffic."""
+        self.deferred = False
+        """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
+        self.fork_from = 0.0
+        """When the next worker may be forked."""
         self.drain_ends = 0.0
         self.status = 0
         """The exit status."""
@@ -107,10 +111,10 @@ class Master:
         if self.predecessor:
             self.predecessor.say("doing", what)
 
-    def failed(self, error: ExitError) -> None:
-        """This server will not open; its predecessor says why."""
+    def failed(self, why: str) -> None:
+        """This server does not take over; its predecessor says why, and of several reasons the first."""
         if self.predecessor:
-            self.predecessor.say("failed", str(error))
+            self.predecessor.say("failed", why)
 
     def first(self) -> None:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
@@ -138,6 +142,12 @@ class Master:
             _log.exception("a worker could not be assigned")
             self.workforce.refuse(worker, generation, f"{type(error).__name__}: {error}")
 
+    def not_forked(self, error: OSError) -> None:
+        """gunicorn could not fork a worker, whose end nobody will hear of. What serves goes on; it is tried again in a moment."""
+        self.workforce.withdraw()
+        self.fork_from = time.monotonic() + REFUSED_BACKOFF
+        self.losses.not_forked(f"no worker can be forked: {error}")
+
     def ended(self, worker: Any, how: signal.Signals | int | None) -> None:
         """After the end of a worker: take back what it had, and decide what its end means."""
         assignment, end = self.workforce.dismiss(worker, how)
@@ -147,7 +157,7 @@ class Master:
     def _halt(self, error: ExitError) -> NoReturn:
         """The server ends, for want of anything to serve."""
         self.status = error.status
-        self.failed(error)
+        self.failed(str(error))
         self.stop()
         raise HaltServer(str(error), error.status)
 
@@ -191,6 +201,8 @@ class Master:
         elif self.successor.pid:
             self._serve_on()
         self.workforce.end_overdue()
+        if self.workforce.notice() and self.succession.serving:
+            self.workforce.promote(self.succession.serving)
         if self.workforce.newly_open() and self.succession.serving:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
@@ -198,9 +210,8 @@ class Master:
         self.succession.tick()
         self.turns.give()
 
-    @property
     def over(self) -> bool:
-        """Whether it is time to stop: the drain is over, or a new master serves and has all probes."""
+        """Look whether it is time to stop: the drain is over, or a new master serves and has all probes."""
         if self.board.phase is Phase.HANDED_OVER:
             since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
             self.successor.listen()  # it may have been told to end while this one was busy
@@ -210,15 +221,22 @@ class Master:
     @property
     def places(self) -> int:
         """How many workers gunicorn is to keep."""
-        return self.succession.places
+        return self.succession.places if self.may_fork else len(self.workforce.assignments)
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether it is time to fork, after a fork that failed."""
+        return time.monotonic() >= self.fork_from
 
     @property
     def busy(self) -> bool:
         """Whether something is under way that should not wait for a second."""
-        return self.succession.busy or self.turns.waiting or bool(self.drain_ends or self.successor.pid)
+        forks = self.places > len(self.workforce.assignments)
+        return self.succession.busy or self.turns.waiting or forks or bool(self.drain_ends or self.successor.pid or self.deferred)
 
     def may_hand_over(self) -> bool:
-        """Whether a new master may be started now; why not goes into the log."""
+        """Whether a new master may be started now; why not goes into the log. During a reload it is `due` after that."""
+        self.deferred = False
         if os.getpid() == 1:
             why = "this master is process 1, and its end would be the container's: start a new container beside this one"
         elif self.successor.pid:
@@ -227,13 +245,26 @@ class Master:
             why = f"the master before this one ({self.predecessor.pid}) has not ended yet"
         elif self.drain_ends:
             why = "the server is going away"
+        elif self.succession.busy:
+            _log.info("A reload is under way; the new master starts after it")
+            self.deferred = True
+            return False
         else:
             return True
+        self.refuse_hand_over(why)
+        return False
+
+    def refuse_hand_over(self, why: str) -> None:
+        """Say why no new master was started."""
         line = f"USR2 was refused: {why}"
         _log.error("%s", line)
         self.words.reasons[:] = [line]
         self.words.publish()
-        return False
+
+    @property
+    def due(self) -> bool:
+        """Whether a new master that was deferred may be started by now."""
+        return self.deferred and not self.succession.busy
 
     def bequeath(self, environ: dict[str, str], *, systemd: bool) -> None:
         """In the child that becomes a new master: leave it, in `environ`, what it inherits."""
@@ -266,12 +297,11 @@ class Master:
     @property
     def handed_over(self) -> bool:
         """Whether another master's workers take from the same sockets, and serve on when this one stops."""
-        return self.backed or self.board.phase is Phase.HANDED_OVER
+        return self.backed or (self.board.phase is Phase.HANDED_OVER and not self.successor.ending)
 
     def stop(self) -> None:
         """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
-        if self.predecessor:
-            self.predecessor.say("failed", "it was told to end")  # one that has not left yet stays; a reason said before counts
+        self.failed("it was told to end")  # so that one which has not left yet stays
         if self.handed_over:
             self.board.enter(Phase.HANDED_OVER)
             self.successor.let_go()
@@ -297,7 +327,7 @@ class Master:
         self.keeper.socket.close()
         if self.keeper.pidfd >= 0:
             os.close(self.keeper.pidfd)
-        self.successor.forget()
+        self.successor.let_go()
         if self.predecessor:
             os.close(self.predecessor.pipe)
         if self.succession.build and self.succession.build.child:

@@ -31,6 +31,8 @@ class Assignment:
     """Why it has no slot."""
     retired: bool = False
     """Its place goes with it: when it has ended, one worker fewer is wanted."""
+    spent: bool = False
+    """It has served enough: its place is another's, and it is told to leave once that one takes traffic."""
     failures: int = 0
     """How many had failed one after another when it was forked."""
     opened: tuple[State, float] | None = None

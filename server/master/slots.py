@@ -35,7 +35,7 @@ class Slots:
         index = free[0]
         self.barrier.add(index)
         slot = self.board.slots[index]
-        for field in ("pid", "barrier", "leave", "turn", "phases", "status"):
+        for field in ("pid", "barrier", "leave", "spent", "turn", "phases", "status"):
             slot[field] = 0
         slot["device"] = slot["doing"] = b""
         slot["models"]["shapes"] = 0
@@ -63,7 +63,8 @@ class Slots:
         """Take back the slot of a worker that has ended; its counters stay."""
         slot, state = self.board.slots[index], self.board.state(index)
         served = state not in BOOTING and state is not State.FAILED
-        if slot["role"] == Role.ACTIVE and not slot["leave"] and (served or slot["missed"]):
+        stays = not slot["leave"] and not slot["spent"]
+        if slot["role"] == Role.ACTIVE and stays and (served or slot["missed"]):
             self.missed += 1
         for field in ("pid", "connections", "waiting"):
             slot[field] = 0
@@ -88,13 +89,14 @@ class Slots:
                 yield index
 
     def staying(self, generation: int, role: Role | None = None) -> list[int]:
-        """Those of them that have not been told to leave, of one role or any."""
+        """Those of them that are not told to leave, nor to be once another is there; of one role or any."""
         slots = self.board.slots
-        return [i for i in self.of(generation) if not slots[i]["leave"] and (role is None or slots[i]["role"] == role)]
+        stay = [index for index in self.of(generation) if not slots[index]["leave"] and not slots[index]["spent"]]
+        return [index for index in stay if role is None or slots[index]["role"] == role]
 
     def standing(self, generation: int, state: State) -> list[int]:
-        """Those of them that are in `state`."""
-        return [index for index in self.of(generation) if self.board.state(index) is state]
+        """Those of them that stay and are in `state`."""
+        return [index for index in self.staying(generation) if self.board.state(index) is state]
 
     def overdue(self) -> list[int]:
         """Slots of workers that have outlived the end that they should have made of themselves."""

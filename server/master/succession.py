@@ -81,6 +81,8 @@ class Succession:
         if self.one_by_one:
             places = min(places, self.wanted + 1)
         places = min(places, len(self.board.slots))  # who comes waits for the slot of one that leaves
+        if self.serving:  # one at a time: gunicorn's loop hears nothing while it forks several
+            places = min(places, len(self.workforce.assignments) + 1)
         return max(places, len(self.workforce.assignments))  # or gunicorn would end somebody
 
     def begin(self) -> Build:
@@ -174,10 +176,11 @@ class Succession:
         self.forget(replaced)
 
     def _relieve(self, serving: Generation) -> None:
-        """Tell older workers to leave, as many as there are new ones that take traffic in their place."""
+        """Tell older and spent workers to leave, as many as there are others that take traffic in their place."""
+        missing = max(self.board.get("active") - len(self.workforce.slots.standing(serving.number, State.ACTIVE)), 0)
         for old in self.workforce.others(serving, self.coming):
-            missing = self.board.get("active") - len(self.workforce.slots.standing(serving.number, State.ACTIVE))
-            self.workforce.retire(old, signal.SIGTERM, keep=max(missing, 0))
+            self.workforce.retire(old, signal.SIGTERM, keep=missing)
+        self.workforce.relieve(serving, keep=missing)
 
     def give_up(self, error: ExitError) -> None:
         """Take the coming generation down whole, since one of its workers ended; what served goes on serving."""

@@ -57,6 +57,13 @@ class Workforce:
         _log.critical("%s", why)
         self.assignments[worker] = Assignment(generation, None, max(self.slots.backoff(), REFUSED_BACKOFF), why)
 
+    def withdraw(self) -> None:
+        """Take back what was assigned to workers that could not be forked: gunicorn has given them no pid."""
+        for worker in [each for each in self.assignments if not isinstance(each.pid, int)]:
+            slot = self.assignments.pop(worker).slot
+            if slot is not None:
+                self.slots.free(slot)
+
     def dismiss(self, worker: Any, how: signal.Signals | int | None) -> tuple[Assignment, End | None]:
         """Take back what a worker had; give how it ended, None if it never had a slot."""
         assignment = self.assignments.pop(worker)
@@ -72,13 +79,17 @@ class Workforce:
         return sorted(found, key=lambda worker: worker.age)
 
     def staying(self, generation: Generation) -> int:
-        """How many workers of a generation have not been told to leave, those without a slot included."""
-        return sum(not self.assignments[worker].retired for worker in self.of(generation))
+        """How many workers of a generation are not told to leave, nor to be; those without a slot included."""
+        return len(self._staying(generation))
+
+    def _staying(self, generation: Generation) -> list[Any]:
+        assignments = self.assignments
+        return [each for each in self.of(generation) if not (assignments[each].retired or assignments[each].spent)]
 
     def leaving(self, *staying: Generation | None) -> int:
-        """How many workers there are whose place goes with them: retired, or of a generation that does not stay."""
+        """How many workers there are whose place goes with them: retired, spent, or of a generation that does not stay."""
         return sum(
-            assignment.retired or all(assignment.generation is not each for each in staying)
+            assignment.retired or assignment.spent or all(assignment.generation is not each for each in staying)
             for assignment in self.assignments.values()
         )
 
@@ -88,6 +99,29 @@ class Workforce:
         staying.sort(key=lambda worker: self._is_active(self.assignments[worker]))  # those held back go first
         for worker in staying[: max(len(staying) - keep, 0)]:
             self._retire(worker, number)
+
+    def relieve(self, generation: Generation, keep: int) -> None:
+        """Have the spent workers of a generation leave, all but `keep`, in whose places nobody takes traffic yet."""
+        spent = [
+            worker for worker in self.of(generation) if self.assignments[worker].spent and not self.assignments[worker].retired
+        ]
+        for worker in spent[: max(len(spent) - keep, 0)]:
+            self._retire(worker, signal.SIGTERM)
+
+    def notice(self) -> bool:
+        """Find who leaves though the master has not asked for it, or has served enough; whether a place is to be taken."""
+        found = False
+        for assignment in self.assignments.values():
+            if assignment.slot is None or assignment.retired:
+                continue
+            slot = self.board.slots[assignment.slot]
+            if self.board.state(assignment.slot) is State.DRAINING:  # somebody has sent TERM to this worker alone
+                self.slots.missed += not assignment.spent and slot["role"] == Role.ACTIVE
+                assignment.retired = found = True
+                slot["leave"] = 1
+            elif slot["spent"] and not assignment.spent:
+                assignment.spent = found = True
+        return found
 
     def abort(self, generation: Generation) -> None:
         """Kill those of a generation that have not opened."""
@@ -138,9 +172,10 @@ class Workforce:
         self.slots.barrier.wake(slot)
 
     def shrink(self, generation: Generation) -> None:
-        """Have the newest active workers of a generation leave, if there are more than should be."""
-        staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
+        """Have the newest active workers of a generation leave, if there are more than should be; first those that still boot."""
+        staying = self._staying(generation)
         active = [worker for worker in staying if self._is_active(self.assignments[worker])]
+        active.sort(key=lambda worker: self.assignments[worker].opened is None)
         placeless = [worker for worker in staying if self.assignments[worker].slot is None]
         spare = max(len(staying) - self.board.get("active") - self.board.get("standby"), 0)
         for worker in [*placeless[:spare], *active[self.board.get("active") :]]:

@@ -49,9 +49,14 @@ class ThrowAwayChild:
         self.deadline = time.monotonic() + patience
         self.buffer = b""
         self.pipe, write = os.pipe()
-        self.pid = fork_child(lambda: _child(write, work))
-        self.pidfd = os.pidfd_open(self.pid)
-        os.close(write)
+        try:
+            self.pid = fork_child(lambda: _child(write, work))
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            os.close(self.pipe)
+            raise
+        finally:
+            os.close(write)
 
     def step(self, timeout: float) -> bool:
         """Wait for up to `timeout` seconds for word from the child; True once it is over."""

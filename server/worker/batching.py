@@ -101,11 +101,11 @@ class BatchingWorker(Worker):
         self.watchdog.stop()
 
     def count_request(self) -> None:
-        """One more request; the last of `max_requests` makes this worker leave."""
+        """One more request; after `max_requests` the master is asked for another worker, and ends this one once that serves."""
         self.nr += 1
-        if self.nr >= self.max_requests and self.alive:
-            self.log.info("Autorestarting worker after current request.")
-            self.leave()
+        if self.nr == self.max_requests:
+            self.log.info("Autorestarting worker, once another serves in its place.")
+            serving.current().spend()
 
     def leave(self) -> None:
         """Take no more connections, and end when those that are open are done."""

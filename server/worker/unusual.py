@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
@@ -27,35 +28,53 @@ _LEFT = 64
 """KiB of a body that nobody read, which are read to reach the next request; gunicorn reads as much."""
 
 
+class _Head:
+    """A head on its way. gunicorn says that a line is too long only once the whole head is there, up to 800 kB."""
+
+    def __init__(self, limits: Mapping[str, int]) -> None:
+        self.most = max(limits["limit_request_field_size"], limits["limit_request_line"] + len(_LINE_END))
+        self.line = 0
+        """Bytes of the line that has no end yet."""
+        self.tail = b""
+
+    def check(self) -> None:
+        """Raise `LimitRequestHeaders` if that is too long already."""
+        if self.line > self.most:
+            message = f"a line of more than {self.most} bytes"
+            raise LimitRequestHeaders(message)
+
+    def ends_in(self, data: bytes) -> bool:
+        """Whether the head is whole with `data`, which comes next."""
+        return END in self.tail + data
+
+    def add(self, data: bytes) -> None:
+        seen = self.tail + data
+        end = seen.rfind(_LINE_END)
+        self.line = len(seen) - end - len(_LINE_END) if end >= 0 else self.line + len(data)
+        self.tail = seen[1 - len(END) :]
+
+
 class _Source(Unreader):
     """What gunicorn reads from: it waits for the client, and lets others be served meanwhile."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self.connection = connection
+        self.head = _Head(connection.front.heads.limits)
         self.body = False
         """Whether the head has been read."""
         self.given = 0
-        self.tail = b""
-        self.line = 0
-        """Bytes of the line of the head that has no end yet."""
-        limits = connection.front.heads.limits
-        self.most: int = max(limits["limit_request_field_size"], limits["limit_request_line"] + len(_LINE_END))
 
     def chunk(self, size_hint: int | None = None) -> bytes:
         connection = self.connection
-        if not self.body and self.line > self.most:  # gunicorn would say so only once the whole head is there, up to 800 kB
-            message = f"a line of more than {self.most} bytes"
-            raise LimitRequestHeaders(message)
+        if not self.body:
+            self.head.check()
         data = connection.more()
         if not self.body:
             # gunicorn looks at all of the head again with each piece: of a long one the pieces must be long, too.
-            while LONG < self.given > len(data) * PIECES and END not in self.tail + data and (more := connection.more()):
+            while LONG < self.given > len(data) * PIECES and not self.head.ends_in(data) and (more := connection.more()):
                 data += more
-            seen = self.tail + data
-            end = seen.rfind(_LINE_END)
-            self.line = len(seen) - end - len(_LINE_END) if end >= 0 else self.line + len(data)
-            self.tail = seen[-3:]
+            self.head.add(data)
         elif len(data) > _PIECE >= (size_hint or 0):
             # Nor does it look for the ends of small chunks in all that there is without copying it for each of them.
             data, connection.ahead = data[:_PIECE], data[_PIECE:] + connection.ahead

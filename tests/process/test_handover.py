@@ -176,6 +176,26 @@ def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
         server.clean(0)
 
 
+def test_term_to_one_that_finishes(tmp_path: Path) -> None:
+    """The first TERM to an old master that has handed over costs no request that it still answers; the new one serves on."""
+    with server_in("request", tmp_path) as scene:
+        server = scene.server
+        serving = set(_serving(scene))
+        adopt_orphans()
+        server.send(SIGUSR2)
+        server.wait(lambda: len(serving & server.processes().keys()) == 1, "the old one's idle worker to leave")
+        server.wait(lambda: not serving & set(_serving(scene)), "the new master's page")
+        server.wait_log("serves; this one leaves")
+
+        server.send(SIGTERM)
+        with pytest.raises(TimeoutError):  # gunicorn looks for signals ten times a second
+            scene.held[0].result(1)
+        scene.gated.open("request")
+        assert scene.held[0].result()[0] == 200
+        server.follow()
+        assert scene.ask() == 200
+
+
 def test_term_before_the_old_one_leaves(tmp_path: Path) -> None:
     """A new master that is told to end when it serves and the old one has not left yet: the old one stays and serves on."""
     with server_in("serving", tmp_path) as scene, socket.socket() as probe:

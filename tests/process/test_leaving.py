@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import time
@@ -16,6 +17,7 @@ import urllib3
 
 from tests.clients import Client, connected, get, infer
 from tests.engines import SLOW, WAITS, Engine
+from tests.repeat import Repeat
 from tests.server import PATIENCE, Server
 
 HALF = 60
@@ -131,15 +133,35 @@ def test_a_pool_that_rests(tmp_path: Path) -> None:
 
 
 def test_pools_survive_max_requests(tmp_path: Path) -> None:
-    """A worker that leaves of its own will, since it has served as many requests as gunicorn wants, costs nobody an error."""
+    """The only worker, once it has served as many requests as gunicorn wants, serves on until another is warm; nobody sees it."""
     engine = Engine(tmp_path)
     engine.put()
     with (
-        Server(tmp_path, "--max-requests", "200", "--max-requests-jitter", "100", workers=2) as server,
+        Server(tmp_path, "--max-requests", "200", "--max-requests-jitter", "100") as server,
+        Repeat(lambda: server.probe("/readyz")[0], pause=0.005) as ready,
         _pool(server, 8, 0.1) as found,
     ):
         server.wait_log("Autorestarting worker", count=3)
+        server.wait_log("Worker exiting", count=2)
     assert [each for each in found if each != 200] == []
+    assert {status for _, status, _ in ready.results} == {200}
+
+
+def test_a_worker_that_is_told_to_leave_alone(tmp_path: Path) -> None:
+    """TERM to one worker, by whoever: the warm pool has its place at once, while a client is still sending it a request."""
+    engine = Engine(tmp_path)
+    engine.put()
+    with Server(tmp_path, standby=1) as server, Client(server) as client:
+        (standby,) = server.wait_state("standby")
+        (old,) = server.wait_state("active")
+        assert client.ask(infer(5)).values == [5.0]
+        client.send(infer(6)[:HALF])
+        os.kill(old["pid"], SIGTERM)
+        server.wait(lambda: server.wait_state("active")[0]["pid"] == standby["pid"], "the standby to take traffic")
+        assert old["pid"] in [worker["pid"] for worker in server.wait_state("draining")]
+        assert client.ask(infer(6)[HALF:]).values == [6.0]
+        server.wait_state("standby")
+        server.wait(lambda: len(server.status()["workers"]) == 2, "the old one to leave")
 
 
 def test_a_worker_that_leaves_waits_for_no_idle_client(tmp_path: Path) -> None:

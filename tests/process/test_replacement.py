@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import time
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.phases import HELD, SHAPES, server_in
+from tests.models import identity, put
+from tests.phases import HELD, PLAIN, SHAPES, server_in
 from tests.repeat import Repeat
+from tests.server import Server
 
 WATCHED = 5.0
 """Seconds during which boots are counted: 0, 1 and 3 seconds after the first are all that 1, 2, 4 … allow."""
@@ -73,6 +76,33 @@ def test_back_off_starts_anew(tmp_path: Path) -> None:
             scene.gated.open("warming")
             server.wait_state("active", 2)
             server.wait(lambda: server.status()["reasons"] == [], "the reasons to go")
+
+
+def test_without_descriptors(tmp_path: Path) -> None:
+    """A master that can open nothing cannot replace a worker, reload or hand over, says so, and serves on; later it can."""
+    put(tmp_path, "m", identity())
+    with Server(tmp_path, workers=2) as server:
+        server.expect(
+            "SIGKILL", "no worker can be forked: .*Too many open files", "USR2 was refused", "reload failed", "was refused"
+        )
+        killed, other = (worker["pid"] for worker in server.wait_state("active", 2))
+        master = psutil.Process(server.process.pid)
+        soft, hard = master.rlimit(resource.RLIMIT_NOFILE)
+        master.rlimit(resource.RLIMIT_NOFILE, (4, hard))
+        os.kill(killed, signal.SIGKILL)
+        server.wait_log("no worker can be forked", count=2)
+        assert "no worker can be forked" in " ".join(server.status()["reasons"])
+        server.send(signal.SIGUSR2)
+        server.wait_log("USR2 was refused: no new master can be started: .*Too many open files")
+        server.send(signal.SIGHUP)
+        server.wait_log("generation 2 was refused: .*Too many open files")
+        assert server.infer("m", PLAIN)[0] == 200
+
+        master.rlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert other in [worker["pid"] for worker in server.wait_state("active", 2)]
+        server.wait(lambda: "no worker can be forked" not in " ".join(server.status()["reasons"]), "the reason to go")
+        server.reload()
+        server.hand_over()
 
 
 @pytest.mark.parametrize("who", ["worker", "master"])

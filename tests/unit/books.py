@@ -31,15 +31,16 @@ WAY = (Event.LOAD, Event.WARM, Event.PROVE, Event.ARRIVE)
 
 @dataclass(eq=False)
 class Worker:
-    """What the books see of gunicorn's worker; its pid is its age."""
+    """What the books see of gunicorn's worker; its pid is its age, once it is forked."""
 
     age: int
     signals: list[int] = field(default_factory=list)
+    unborn: bool = False
 
     @property
-    def pid(self) -> int:
-        """A pid that is nobody's."""
-        return self.age
+    def pid(self) -> int | str:
+        """A pid that is nobody's; before the fork what gunicorn says."""
+        return "[booting]" if self.unborn else self.age
 
 
 class Server:

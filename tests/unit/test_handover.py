@@ -21,6 +21,7 @@ from server.master.words import Words
 from server.processes import fork_child
 from server.scoreboard import Scoreboard
 from server.settings import Settings
+from server.states import Phase
 
 
 @pytest.fixture
@@ -237,6 +238,39 @@ def test_nobody_is_told() -> None:
     assert heir.takes_over()
 
 
+def _master(fields: dict[str, Any], *, busy: bool) -> Any:
+    """A master with `fields`; `busy` with a reload."""
+    master = cast("Any", Master.__new__(Master))
+    master.successor = SimpleNamespace(pid=fields.get("successor", 0))
+    master.predecessor = SimpleNamespace(pid=fields["predecessor"], gone=False) if "predecessor" in fields else None
+    master.drain_ends = fields.get("drain_ends", 0.0)
+    master.words = Words(Scoreboard.create(1))
+    master.succession = SimpleNamespace(busy=busy)
+    return master
+
+
+def test_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A USR2 in a reload is not refused: its new master is due once that is over, and may be started once."""
+    monkeypatch.setattr("os.getpid", lambda: 2)
+    master = _master({}, busy=True)
+    assert (False, True, False) == (master.may_hand_over(), master.deferred, master.due)
+    master.succession.busy = False
+    assert (True, True) == (master.due, master.may_hand_over())
+    assert not master.due
+
+
+def test_told_to_end_with_its_successor() -> None:
+    """A server that is told to end while a new master serves, which ends with it, has nobody who serves on at its sockets."""
+    master = _master({}, busy=False)
+    master.board = Scoreboard.create(1)
+    master.board.enter(Phase.HANDED_OVER)
+    master.successor.ending = False
+    assert master.handed_over
+
+    master.successor.ending = True
+    assert not master.handed_over
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
@@ -247,13 +281,10 @@ def test_nobody_is_told() -> None:
     ],
 )
 def test_may_not(fields: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a hand-over can't go well, USR2 is refused in one line."""
-    master = cast("Any", Master.__new__(Master))
-    master.successor = SimpleNamespace(pid=fields.get("successor", 0))
-    master.predecessor = SimpleNamespace(pid=fields["predecessor"], gone=False) if "predecessor" in fields else None
-    master.drain_ends = fields.get("drain_ends", 0.0)
-    master.words = Words(Scoreboard.create(1))
+    """Where a hand-over can't go well, USR2 is refused in one line, and not put off until a reload is over."""
+    master = _master(fields, busy=True)
     monkeypatch.setattr("os.getpid", lambda: fields.get("pid", 2))
     assert not master.may_hand_over()
+    assert not master.deferred
     assert re.search(f"^USR2 was refused: {why}", caplog.messages[-1])
     assert master.words.reasons == caplog.messages[-1:]

@@ -60,7 +60,12 @@ def test_who_asked_is_heard_first(monkeypatch: pytest.MonkeyPatch, how: int, rea
     monkeypatch.setattr(signals, "ends", {})
     arbiter = SimpleNamespace(handle_chld=lambda: taken.append(1), handle_quit=None, WORKERS={7: None}, reexec_pid=0)
     master = SimpleNamespace(
-        successor=SimpleNamespace(pid=0), watch=lambda pids: dict.fromkeys(pids, how), tick=lambda: None, busy=False, over=False
+        successor=SimpleNamespace(pid=0),
+        watch=lambda pids: dict.fromkeys(pids, how),
+        tick=lambda: None,
+        busy=False,
+        due=False,
+        over=lambda: False,
     )
     handlers = Handlers(cast("Any", arbiter), cast("Any", master))
     seen = []

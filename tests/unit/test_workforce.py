@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from server.barrier import Point
 from server.master import roster
 from server.scoreboard import NEVER, pack
-from server.states import BOOTING, Role, State
+from server.states import BOOTING, Event, Role, State
 from tests.unit.books import MOST, Start, opened
 
 
@@ -52,6 +52,98 @@ def test_shrink(start: Start) -> None:
     assert 1 == len(server.signalled())
     server.settle()
     assert (2, 2) == (server.succession.places, len(server.workers))
+
+
+def test_shrink_takes_who_boots_first(start: Start) -> None:
+    """Of an open worker and an older one that still boots it is the latter that leaves: it may never open."""
+    server = start(active=1)
+    server.resize(2)
+    late = server.fork()
+    server.resize(3)
+    server.go(server.fork())
+    server.workforce.newly_open()
+
+    server.resize(2)
+
+    assert [late.age] == server.signalled()
+
+
+@pytest.mark.parametrize("standby", [0, 1])
+def test_spent(start: Start, standby: int) -> None:
+    """A worker that has served enough is told to leave once another takes traffic in its place, and not before."""
+    server = start(active=1, standby=standby)
+    (old,) = [worker for worker in server.workers if server.role(worker) is Role.ACTIVE]
+    server.board.slots["spent"][server.slot(old)] = 1
+    assert server.workforce.notice()
+    assert not server.workforce.notice()
+    server.workforce.promote(server.succession.serving)
+    assert 2 + standby == server.succession.places
+
+    server.succession.tick()
+    assert [] == server.signalled()
+    for worker in server.workers:
+        server.go(worker)
+    server.fill()
+    server.succession.tick()
+    assert [old.age] * standby == server.signalled()
+
+    server.settle()
+    assert old not in server.workers
+    assert 1 + standby == len(server.workers) == server.succession.places
+    assert not server.workforce.slots.missed
+
+
+def test_leaves_unasked(start: Start) -> None:
+    """The place of a worker that somebody else has told to leave is the warm pool's at once, and is filled while it finishes."""
+    server = start(active=1, standby=1)
+    old, standby = sorted(server.workers, key=lambda worker: server.role(worker) is Role.STANDBY)
+    server.board.move(server.slot(old), Event.LEAVE)
+
+    assert server.workforce.notice()
+    server.workforce.promote(server.succession.serving)
+
+    assert Role.ACTIVE is server.role(standby)
+    assert 3 == server.succession.places
+    server.fill()
+    assert Role.STANDBY is server.role(server.workers[-1])
+    server.end(old, 0)
+    assert (2, 2) == (server.succession.places, len(server.workers))
+
+
+def test_who_leaves_stands_for_nobody(start: Start) -> None:
+    """A worker that is told to leave, and has not yet, is not counted for an older one that serves beside it."""
+    server = start(active=1)
+    (old,) = server.workers
+    server.reload()
+    server.turn()
+    new = server.workers[-1]
+    server.turn()
+    server.go(new)
+    assert State.ACTIVE is server.board.state(server.slot(new))
+
+    server.board.slots["leave"][server.slot(new)] = 1
+    server.succession.tick()
+    assert [] == old.signals
+    server.board.slots["leave"][server.slot(new)] = 0
+    server.succession.tick()
+    assert [signal.SIGTERM] == old.signals
+
+
+def test_not_forked(start: Start) -> None:
+    """What was assigned to a worker that could not be forked is given back."""
+    server = start(active=2)
+    server.end(server.workers[0])
+    worker = server.fork()
+    taken = server.slot(worker)
+    server.workers.remove(worker)
+    worker.unborn = True
+
+    server.workforce.withdraw()
+
+    assert State.EMPTY is server.board.state(taken)
+    assert 2 == server.succession.places
+    server.fill()
+    assert taken == server.slot(server.workers[-1])
 
 
 def test_shrunk_instead_of_replaced(start: Start) -> None:
