@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from server import session
+
 FORK_SAFE: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -20,3 +22,6 @@ FORK_SAFE: Mapping[str, str] = {
 """What keeps an import or a load from starting a thread or CUDA."""
 
 os.environ.update(FORK_SAFE)
+
+if os.environ.get("WARMFORK_POLITE", "").strip() == "1":  # the imports that follow are felt by others as well
+    session.stand_back()

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
+from server import session
 from server.exits import ExitError, ModelError
 from server.master.capacity import Room
 from server.master.handover import Predecessor, Successor
@@ -62,6 +63,8 @@ class Master:
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)
         self.losses = Losses(self.succession, self._halt)
+        self.stands_back = settings.polite
+        """Whether the whole session may still run behind others."""
         self.served = False
         """Whether a worker of this server has taken traffic."""
         self.deferred = False
@@ -78,8 +81,16 @@ class Master:
 
     def mind(self) -> None:
         """What must not wait for a load to end: the management process, and when the loop will turn again."""
+        self._stand_up()
         self._keep()
         self.turn(self.settings.boot_timeout)
+
+    def _stand_up(self) -> None:
+        """The session stands back until a generation opens, and no longer in one phase than a step of it may."""
+        since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
+        if self.stands_back and (self.board.get("generation") or since > self.settings.polite_seconds):
+            self.stands_back = False
+            session.stand_up()
 
     def start(self) -> None:
         """Start the management process: from now on somebody answers."""
@@ -189,6 +200,7 @@ class Master:
         """Whatever has to happen later, or again and again."""
         self.turn()
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
+        self._stand_up()
         self._keep()
         if self.beside and self.keeper.ends >= SILENT_ENDS:
             self._halt(ModelError(f"the management process ended {self.keeper.ends} times and never said that it answers"))

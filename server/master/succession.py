@@ -35,7 +35,7 @@ class Succession:
         mind: Callable[[], None],
         behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Begin with none. `mind` does what must not wait for a load to end; `behind` says whether another server comes first."""
+        """Begin with none. `mind` does what must not wait for a load to end, nor for requests; `behind`: do others come first."""
         self.settings = settings
         self.board: Scoreboard = workforce.board
         self.workforce = workforce
@@ -162,6 +162,7 @@ class Succession:
         if not self.one_by_one:
             self.workforce.slots.missed = 0  # who was missed before has his place taken now
         self.board.set("generation", generation.number)
+        self.mind()
         if self.board.phase not in (Phase.DRAINING, Phase.HANDED_OVER):
             self.board.enter(Phase.SERVING)
         self.workforce.slots.wake(generation.number)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from signal import SIGHUP, SIGKILL, SIGTERM, SIGTTIN
 from typing import Any
+
+import pytest
 
 from tests.models import identity, put
 from tests.phases import Scene, server_in
@@ -49,6 +53,14 @@ def _policies(pid: int) -> list[int]:
     """How the threads of a process are scheduled, its first one first."""
     tasks = sorted(int(task.name) for task in Path(f"/proc/{pid}/task").iterdir())
     return [os.sched_getscheduler(task) for task in tasks]
+
+
+def _share(pid: int) -> str:
+    """What the kernel says of the session of a process; empty where sessions have no share of the processors."""
+    try:
+        return Path(f"/proc/{pid}/autogroup").read_text(encoding="ascii").rpartition("nice ")[2].strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _noting(noted: Path) -> str:
@@ -204,3 +216,31 @@ def test_bound_to_its_thread(tmp_path: Path) -> None:
         server.wait_state("active")
         server.reload()
         assert server.infer("m", {"x": ("FP32", [[1.0, 2.0, 3.0]])})[0] == 200
+
+
+@pytest.mark.skipif(not _share(os.getpid()), reason="this kernel gives sessions no share of the processors")
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
+def test_session(late: bool, tmp_path: Path) -> None:  # noqa: FBT001 - as pytest gives it
+    """A server that starts politely stands back as a whole until it opens, or until a step has taken as long as it may."""
+    with server_in("trial", tmp_path, polite=1, boot_timeout=20 if late else 300) as scene:
+        server = scene.server
+        assert _share(server.process.pid) == "19"
+        if late:
+            server.wait(lambda: _share(server.process.pid) == "0", "the share of everybody")
+            assert server.status()["phase"] == "trying"
+        scene.gated.open_all()
+        server.wait_ready()
+        assert {_share(pid) for pid in server.processes()} == {"0"}
+
+
+@pytest.mark.skipif(not _share(os.getpid()), reason="this kernel gives sessions no share of the processors")
+def test_session_of_others() -> None:
+    """A server that shares its session with what has started it leaves that alone, and so does one that is not polite."""
+    told = "import os, sys; from server import environment; print(open('/proc/self/autogroup').read())"
+    environ = {**os.environ, "WARMFORK_POLITE": "1"}
+    for polite, alone in ((True, False), (False, True)):
+        given = environ if polite else {name: text for name, text in environ.items() if name != "WARMFORK_POLITE"}
+        ran = subprocess.run(
+            [sys.executable, "-c", told], cwd=PROJECT.parent, env=given, start_new_session=alone, capture_output=True, check=True
+        )
+        assert ran.stdout.split()[-1:] == [b"0"]
