@@ -167,6 +167,7 @@ class Shift:
     def _durations(self, place: Place) -> management.Durations:
         end = time.monotonic() + UNHEARD
         while (found := management.durations(place.management)) is None:
+            self._alive()  # whoever has ended says nothing more
             if time.monotonic() > end:
                 message = f"{place.name} gave no metrics at {place.management} for {UNHEARD:g} s"
                 raise ShiftError(message)
