@@ -219,6 +219,8 @@ def _guarded(name: str, handler: Callable[[], None], arbiter: Arbiter, master: M
 def _surviving(spawn: Callable[[], object], master: Master) -> Callable[[], None]:
     """gunicorn's fork of a worker, without the end of all that serve where processes, descriptors or memory are missing."""
     ours = os.getpid()
+    mask = os.umask(0)
+    os.umask(mask)
 
     def spawn_worker() -> None:
         if not master.may_fork:
@@ -228,6 +230,7 @@ def _surviving(spawn: Callable[[], object], master: Master) -> Callable[[], None
         except OSError as error:
             if os.getpid() != ours:
                 raise
+            os.umask(mask)  # gunicorn leaves another where it could not make the file of a heartbeat
             master.not_forked(error)
 
     return spawn_worker

@@ -8,26 +8,30 @@ a whole. Not so where cgroups share the processors (containers): there whoever s
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
 _GROUP = Path("/proc/self/autogroup")
 _LOWEST = 19
-_PATIENCE = 1.0
-"""Seconds. Of all users but root together the kernel takes ten changes a second."""
 
 
 def stand_back() -> None:
     """Have the session that this process leads run behind all others, until `stand_up`. Nothing where it leads none."""
-    if _leads() and _nice() == 0:
-        _set(_LOWEST)
+    with suppress(OSError):  # an older kernel, a sandbox
+        if _leads() and _nice() == 0:
+            _set(_LOWEST)
 
 
-def stand_up() -> None:
-    """Take part like everybody again."""
-    if _leads() and _nice() == _LOWEST:
-        _set(0)
+def stand_up() -> bool:
+    """Take part like everybody again. False where that is to be tried again: the kernel takes ten a second of all but root."""
+    try:
+        if _leads() and _nice() == _LOWEST:
+            _set(0)
+    except (FileNotFoundError, PermissionError):  # there was nothing to take back
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _leads() -> bool:
@@ -36,20 +40,11 @@ def _leads() -> bool:
 
 
 def _nice() -> int | None:
-    """The nice value of the session; None where the kernel has none."""
-    with suppress(OSError, ValueError):
+    """The nice value of the session; None where it has none."""
+    with suppress(ValueError):
         return int(_GROUP.read_text(encoding="ascii").rpartition(" ")[2])
     return None
 
 
 def _set(nice: int) -> None:
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        try:
-            _GROUP.write_text(str(nice), encoding="ascii")
-        except BlockingIOError:
-            time.sleep(0.01)
-        except OSError:  # a sandbox that refuses this
-            return
-        else:
-            return
+    _GROUP.write_text(str(nice), encoding="ascii")

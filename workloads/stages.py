@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import distribution
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 
 import msgspec
@@ -125,10 +125,7 @@ class Stage:
             place = ("-H", f"http://127.0.0.1:{rival.port}", "--plain", str(rival.master))
             found = self._locust(script, "plain gunicorn", *place, *options, rate=rate, seconds=seconds)
         # It is shown beside ours and has nothing to hold, but must have been measured.
-        return {
-            name: replace(report, figures=[replace(each, bound=None, least=None) for each in report.figures])
-            for name, report in found.items()
-        }
+        return {name: replace(report, figures=[_shown(each) for each in report.figures]) for name, report in found.items()}
 
     def _locust(self, script: str, where: str, *options: str, rate: float, seconds: float) -> dict[str, Report]:
         """Run a script; give what it found by its title."""
@@ -142,6 +139,10 @@ class Stage:
             *("--rate", f"{rate:.2f}", "--window", str(seconds or self.lengths.window), *options),
         ]
         return {title: read(path, finish(command))}
+
+
+def _shown(figure: Figure) -> Figure:
+    return replace(figure, bound=None, least=None, failed=figure.failed or not isfinite(figure.value))
 
 
 def read(path: Path, status: int) -> Report:

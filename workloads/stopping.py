@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ def stop(models: Path) -> list[Figure]:
     with ThreadPoolExecutor(CLIENTS) as pool, children.server(models, workers=2, drain=DRAIN_SECONDS) as server:
         clients = [pool.submit(ask, server, long=place < CLIENTS // 2) for place in range(CLIENTS)]
         server.wait(lambda: len(found) > CLIENTS, "answers")
+        server.send(signal.SIGTERM)
         asked = time.monotonic()
-        server.stop()
+        server.clean(0)
         for client in clients:
             client.result()
     served = asked + DRAIN_SECONDS / 2  # surely before the end of the drain

@@ -111,36 +111,36 @@ class Shift:
         """
         try:
             if self.begun and not self._restore():
-                return f"{self.old.name} is down: {self.new.name} is left as it is"
+                return f"{self.old.name} is down: {self.new.name} is left until that is back"
         except RuntimeApiError as error:
             return f"{error}; both servers are left as they are"
         if self.started:
             self.started.stop(seconds)
         try:
-            return f"{self.old.name} {'serves' if self._up(self.old) else 'is down'}"
+            serves = self.begun or self._up(self.old)
         except RuntimeApiError as error:
-            return str(error)
+            return f"{self.old.name} was left as it is: {error}"
+        return f"{self.old.name} {'serves' if serves else 'is down'}"
 
     def _up(self, place: Place) -> bool:
         """Whether HAProxy finds a server well, also one to which it sends no requests."""
         return self.api.traffic(place.name).status.startswith(("UP", "DRAIN"))
 
     def _restore(self) -> bool:
-        """Whether the old server takes all requests again."""
+        """Whether the old server takes all requests again; it will where it is down, once it is back."""
         end = time.monotonic() + UNHEARD
         while True:
             try:
-                if not self._up(self.old):
-                    self.give(100)
-                    return False
-                self.api.set({self.old.name: "state ready"})  # or the last word of the shift may have been heard
-                self.api.set({self.old.name: f"weight {FULL}", self.new.name: "state maint"})
+                up = self._up(self.old)
+                self.api.set({self.old.name: "state ready"})  # `state drain` may have been obeyed, and its answer lost
+                # A server that is down has no share, whatever its weight: the new one has all until the old one is back.
+                self.api.set({self.old.name: f"weight {FULL}", self.new.name: "state maint" if up else f"weight {LEAST}"})
             except RuntimeApiError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(TURN)
             else:
-                return True
+                return up
 
     def _look(self) -> None:
         """Raise `ShiftError` unless the new server is up."""

@@ -89,8 +89,7 @@ class Master:
         """The session stands back until a generation opens, and no longer in one phase than a step of it may."""
         since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
         if self.stands_back and (self.board.get("generation") or since > self.settings.polite_seconds):
-            self.stands_back = False
-            session.stand_up()
+            self.stands_back = not session.stand_up()
 
     def start(self) -> None:
         """Start the management process: from now on somebody answers."""

@@ -35,7 +35,7 @@ class Succession:
         mind: Callable[[], None],
         behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Begin with none. `mind` does what must not wait for a load to end, nor for requests; `behind`: do others come first."""
+        """Begin with none. `mind` does what waits for no load and no first request; `behind` says whether others come first."""
         self.settings = settings
         self.board: Scoreboard = workforce.board
         self.workforce = workforce
@@ -180,7 +180,7 @@ class Succession:
         """Tell older and spent workers to leave, as many as there are others that take traffic in their place."""
         missing = max(self.board.get("active") - len(self.workforce.slots.standing(serving.number, State.ACTIVE)), 0)
         for old in self.workforce.others(serving, self.coming):
-            self.workforce.retire(old, signal.SIGTERM, keep=missing)
+            missing -= self.workforce.retire(old, signal.SIGTERM, keep=missing)
         self.workforce.relieve(serving, keep=missing)
 
     def give_up(self, error: ExitError) -> None:

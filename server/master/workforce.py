@@ -93,12 +93,14 @@ class Workforce:
             for assignment in self.assignments.values()
         )
 
-    def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> None:
-        """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic."""
+    def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> int:
+        """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic; how many are kept."""
         staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
         staying.sort(key=lambda worker: self._is_active(self.assignments[worker]))  # those held back go first
-        for worker in staying[: max(len(staying) - keep, 0)]:
+        kept = min(keep, len(staying))
+        for worker in staying[: len(staying) - kept]:
             self._retire(worker, number)
+        return kept
 
     def relieve(self, generation: Generation, keep: int) -> None:
         """Have the spent workers of a generation leave, all but `keep`, in whose places nobody takes traffic yet."""

@@ -48,12 +48,15 @@ class ThrowAwayChild:
         """How it ended, as `os.waitpid` says it, where `look` saw it."""
         self.deadline = time.monotonic() + patience
         self.buffer = b""
+        self.pid = 0
         self.pipe, write = os.pipe()
         try:
             self.pid = fork_child(lambda: _child(write, work))
             self.pidfd = os.pidfd_open(self.pid)
         except OSError:
             os.close(self.pipe)
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL)
             raise
         finally:
             os.close(write)

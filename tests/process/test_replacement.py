@@ -78,6 +78,10 @@ def test_back_off_starts_anew(tmp_path: Path) -> None:
             server.wait(lambda: server.status()["reasons"] == [], "the reasons to go")
 
 
+def _umask(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text(encoding="utf-8").partition("Umask:\t")[2].split()[0]
+
+
 def test_without_descriptors(tmp_path: Path) -> None:
     """A master that can open nothing cannot replace a worker, reload or hand over, says so, and serves on; later it can."""
     put(tmp_path, "m", identity())
@@ -88,6 +92,7 @@ def test_without_descriptors(tmp_path: Path) -> None:
         killed, other = (worker["pid"] for worker in server.wait_state("active", 2))
         master = psutil.Process(server.process.pid)
         soft, hard = master.rlimit(resource.RLIMIT_NOFILE)
+        mask = _umask(master.pid)
         master.rlimit(resource.RLIMIT_NOFILE, (4, hard))
         os.kill(killed, signal.SIGKILL)
         server.wait_log("no worker can be forked", count=2)
@@ -97,6 +102,7 @@ def test_without_descriptors(tmp_path: Path) -> None:
         server.send(signal.SIGHUP)
         server.wait_log("generation 2 was refused: .*Too many open files")
         assert server.infer("m", PLAIN)[0] == 200
+        assert mask == _umask(master.pid) != "0000"
 
         master.rlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert other in [worker["pid"] for worker in server.wait_state("active", 2)]

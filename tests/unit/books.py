@@ -149,6 +149,8 @@ class Server:
         for worker in self.workers:
             if self.workforce.assignments[worker].slot is not None:
                 self.go(worker)
+        if self.workforce.notice() and self.succession.serving:
+            self.workforce.promote(self.succession.serving)
         if self.workforce.newly_open() and self.succession.serving:
             self.workforce.promote(self.succession.serving)
         self.succession.tick()

@@ -93,6 +93,25 @@ def test_spent(start: Start, standby: int) -> None:
     assert not server.workforce.slots.missed
 
 
+def test_spent_in_a_reload_one_by_one(start: Start) -> None:
+    """A new worker that has served enough while the others of its generation still come holds up nobody: one is kept for it."""
+    server = start(active=2)
+    server.beside = 1
+    server.reload()
+    while server.succession.serving.number == 1:
+        server.turn()
+    server.turn()
+    (new,) = [worker for worker in server.workers if server.board.slots["generation"][server.slot(worker)] == 2]
+    assert State.ACTIVE is server.board.state(server.slot(new))
+    server.board.slots["spent"][server.slot(new)] = 1
+
+    server.settle()
+
+    assert not server.succession.busy
+    assert new not in server.workers
+    assert [2, 2] == [server.board.slots["generation"][server.slot(worker)] for worker in server.workers]
+
+
 def test_leaves_unasked(start: Start) -> None:
     """The place of a worker that somebody else has told to leave is the warm pool's at once, and is filled while it finishes."""
     server = start(active=1, standby=1)
