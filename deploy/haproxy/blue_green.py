@@ -49,13 +49,33 @@ def _run(shift: Shift, master: Master | None, given: argparse.Namespace) -> int:
     if master is None:
         return 0
     try:
-        _pause(given.keep_old)
-        ended = master.stop(given.stop_timeout)
-    except (ShiftError, PermissionError) as error:
+        ended = _end(shift, master, given)
+    except (ShiftError, RuntimeApiError, PermissionError) as error:
         sys.stderr.write(f"blue_green: {old.name} runs on: {error}\n")
         return 0
     say(f"{old.name} has ended" if ended else f"{old.name} runs on {given.stop_timeout:g} s after TERM")
     return 0
+
+
+def _end(shift: Shift, master: Master, given: argparse.Namespace) -> bool:
+    """Keep the old server for as long as was said, then end it; whether it has ended.
+
+    Raises `ShiftError` if it takes requests again, or somebody asks to stop: then it runs on.
+    """
+    end = time.monotonic() + given.keep_old
+    while not master.ended():
+        over = time.monotonic() >= end
+        try:
+            if shift.api.traffic(shift.old.name).taken:
+                message = "it takes requests again"
+                raise ShiftError(message)
+        except RuntimeApiError:  # HAProxy may be restarted meanwhile, and forget who was drained
+            if over:
+                raise
+        if over:
+            return master.stop(given.stop_timeout)
+        _pause(TURN)
+    return True
 
 
 def _shift(shift: Shift, given: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -62,7 +63,12 @@ class Master:
                 continue
         return None
 
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether it has ended, now or within `seconds`."""
+        return bool(select.select([self._descriptor], [], [], seconds)[0])
+
     def stop(self, seconds: float) -> bool:
         """Send TERM; whether it has ended after `seconds`. Raises `PermissionError` if it belongs to somebody else."""
-        signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
-        return bool(select.select([self._descriptor], [], [], seconds)[0])
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, signal.SIGTERM)
+        return self.ended(seconds)

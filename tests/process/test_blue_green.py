@@ -197,6 +197,22 @@ def test_there_and_back(stage: Stage) -> None:
     assert not _runs(green)
 
 
+def test_kept(stage: Stage) -> None:
+    """The old server is kept for an hour: it runs on if it takes requests again, and is not waited for once it has ended."""
+    green = Run(stage, *LOOSE, "--bake", "0.5", "--keep-old", "3600")
+    with stage.load():
+        green.wait_log("green serves, blue takes no requests")
+        stage.api.set({"blue": "state ready", "green": "state maint"})
+        green.ends(0, "blue runs on: it takes requests again")
+    stage.serves("blue")
+    with stage.load():
+        Run(stage, *LOOSE, "--bake", "0.5", start=False).ends(0, "green serves, blue takes no requests")
+        back = Run(stage, *LOOSE, "--bake", "0.5", "--keep-old", "3600", start=False)
+        back.wait_log("blue serves, green takes no requests")
+        os.kill(stage.green, SIGKILL)
+        back.ends(0, "green has ended")
+
+
 def test_never_ready(stage: Stage) -> None:
     """Green hangs in its warmup: it is ended at the bound, blue's weight was not touched and no request failed."""
     stage.gated.close("warming")
