@@ -134,13 +134,16 @@ def _start(environment: Environment, run: Run, workload: Workload) -> None:
 def _drive(environment: Environment, run: Run, workload: Workload) -> None:
     """Go through the workload from beginning to end, and leave Locust with its verdict."""
     code = 1
+    place = Path(run.options.results) / run.options.title
     try:
-        workload.act(run)
-        run.traffic.end()
+        try:
+            workload.act(run)
+            run.traffic.end()
+        finally:
+            if run.windows:  # also of what broke off: there one wants to see most
+                plot(run.traffic.answers, run.windows, run.marks, run.options.title, place.with_suffix(".png"))
         report = run.report(workload.judge(run))
-        place = Path(run.options.results) / run.options.title
         write(report, place.with_suffix(".json"))
-        plot(run.traffic.answers, run.windows, run.marks, run.options.title, place.with_suffix(".png"))
         print(table({run.options.title: report}), flush=True)
         code = int(report.broken)
     except Exception:  # noqa: BLE001 - whatever it is, the run must end, and not well
