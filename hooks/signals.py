@@ -2,8 +2,8 @@
 
 gunicorn has no hook for a reload that waits, a TERM that first drains, or a moment that comes again and again. Its main loop
 looks its handlers up by name on the arbiter, so these are set there, in `when_ready`; they run in the loop, never inside a signal
-handler. Its fork of a worker is wrapped, since a failure would end the server; three numbers of its are set; nothing else that it
-does is replaced, and all of it stands in this file.
+handler. Two more of its methods are wrapped: the wait for signals, which gives one at a time, and the fork of a worker, whose
+failure would end the server. A few of its values are set. Nothing else that it does is replaced; all of it stands in this file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -87,10 +88,24 @@ class Handlers:
         self.arbiter = arbiter
         self.master = master
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
+        self.wait_for_all = arbiter.wait_for_signals
+        self.waiting: deque[int] = deque()
+        """Signals that have come, and are not handled."""
         self.put_off = False
         """Whether workers have ended with status 0 of which nobody has taken notice yet."""
         self.cld = self.chld
         self.int = self.quit
+
+    def wait(self, timeout: float = 1.0) -> list[int]:
+        """gunicorn's wait for signals, one at a time: whatever stands behind one that ends its loop would be lost."""
+        if not self.waiting:
+            self.waiting.extend(self.wait_for_all(timeout=timeout))
+        return [self.waiting.popleft()] if self.waiting else []
+
+    @property
+    def heard_all(self) -> bool:
+        """Whether no signal has come that is not handled, but for the one at hand."""
+        return not self.waiting and self.arbiter.SIG_QUEUE.empty()
 
     def chld(self) -> None:
         """Something has ended, or the timer came."""
@@ -105,8 +120,8 @@ class Handlers:
                     self.reap()
             if successor.pid and not self.arbiter.reexec_pid:
                 master.stay(ends.pop(successor.pid, None))
-            master.tick()
-            if master.due and self.arbiter.SIG_QUEUE.empty():  # a TERM may have ended the load
+            master.tick(heard_all=self.heard_all)
+            if master.due and self.heard_all:  # a TERM may have ended the load
                 self.usr2()
         finally:
             _rearm(BUSY_SECONDS if master.busy or self.put_off else IDLE_SECONDS)
@@ -116,9 +131,8 @@ class Handlers:
             self._stop(spare=int(master.handed_over))  # where it was no TERM that ended it, the first one is still to come
 
     def hup(self) -> None:
-        """Make a new generation; so shall a new master, if one is on its way."""
-        self.master.succession.reload()
-        self.master.successor.miss(signal.SIGHUP)
+        """Make a new generation; a new master shall do it instead, if one is on its way."""
+        self.master.reload()
 
     def ttin(self) -> None:
         """One worker more."""
@@ -140,7 +154,7 @@ class Handlers:
         """Stop without waiting for requests."""
         self.master.successor.end()
         self.master.stop()
-        _last_signals(self.arbiter)
+        self._last_signals()
         self.arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
         self.stop_quickly()
 
@@ -165,11 +179,30 @@ class Handlers:
             self.master.successor.began(self.arbiter.reexec_pid)
 
     def _stop(self, spare: int) -> NoReturn:
+        self._last_signals(spare)
         if not (self.master.handed_over or self._borrowed):
             gate.shut([listener.sock for listener in self.arbiter.LISTENERS])
         self.master.stop()
-        _last_signals(self.arbiter, spare)
         raise StopIteration
+
+    def _last_signals(self, spare: int = 0) -> None:
+        """Stop the timer and make each TERM after the next `spare` a QUIT: who asks a second time wants it to hurry.
+
+        gunicorn's stop takes one signal each tenth of a second, and hurries for INT and QUIT alone.
+        """
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        heard = count()
+
+        def hurry(_number: int, frame: FrameType | None) -> None:
+            if next(heard) >= spare:
+                self.arbiter.signal(signal.SIGQUIT, frame)
+
+        signal.signal(signal.SIGTERM, hurry)
+        for number in (*self.waiting, *self.wait_for_all(timeout=0.0)):  # what has come behind the first
+            if number == signal.SIGTERM:
+                hurry(number, None)
+            elif number in (signal.SIGINT, signal.SIGQUIT):
+                self.arbiter.signal(number, None)
 
     @property
     def _borrowed(self) -> bool:
@@ -182,10 +215,11 @@ def install(arbiter: Arbiter, master: Master) -> None:
     handlers = Handlers(arbiter, master)
     for name in ("chld", "cld", "hup", "term", "int", "quit", "usr2", "ttin", "ttou"):
         setattr(arbiter, f"handle_{name}", _guarded(name, getattr(handlers, name), arbiter, master))
+    setattr(arbiter, "wait_for_signals", handlers.wait)  # noqa: B010 - mypy knows it as a method
     if master.predecessor and master.predecessor.systemd:
         arbiter.systemd = True
     arbiter.num_workers = master.places
-    setattr(arbiter, "spawn_worker", _surviving(arbiter.spawn_worker, master))  # noqa: B010 - mypy knows it as a method
+    setattr(arbiter, "spawn_worker", _surviving(arbiter.spawn_worker, master))  # noqa: B010 - as above
     arbiter.START_CTX["args"] = [sys.executable, *sys.orig_argv[1:]]  # gunicorn's own does not survive `python -m gunicorn`
     # A worker that ends with one of these statuses would end gunicorn before `child_exit` is asked.
     for status in ("WORKER_BOOT_ERROR", "APP_LOAD_ERROR"):
@@ -238,18 +272,3 @@ def _surviving(spawn: Callable[[], object], master: Master) -> Callable[[], None
 
 def _rearm(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def _last_signals(arbiter: Arbiter, spare: int = 0) -> None:
-    """Stop the timer and make each TERM after the next `spare` a QUIT: who asks a second time wants it to hurry.
-
-    gunicorn's stop takes one signal each tenth of a second, and hurries for INT and QUIT alone.
-    """
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    heard = count()
-
-    def hurry(_number: int, frame: FrameType | None) -> None:
-        if next(heard) >= spare:
-            arbiter.signal(signal.SIGQUIT, frame)
-
-    signal.signal(signal.SIGTERM, hurry)

@@ -46,6 +46,7 @@ HEADER = np.dtype(
         ("phase", np.uint64),
         ("phase_since_ns", np.uint64),
         ("deadline_ms", np.uint64),  # when the master's loop must have turned again
+        ("heard_ns", np.uint64),  # every signal that came before is handled
         ("active", np.uint32),  # how many workers should take traffic
         ("standby", np.uint32),  # how many should be held back
         ("notice", np.uint64),  # serial << 32 | length of the text in half (serial & 1)

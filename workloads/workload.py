@@ -139,12 +139,12 @@ def _drive(environment: Environment, run: Run, workload: Workload) -> None:
         try:
             workload.act(run)
             run.traffic.end()
+            report = run.report(workload.judge(run))
+            write(report, place.with_suffix(".json"))
+            print(table({run.options.title: report}), flush=True)
         finally:
             if run.windows:  # also of what broke off: there one wants to see most
                 plot(run.traffic.answers, run.windows, run.marks, run.options.title, place.with_suffix(".png"))
-        report = run.report(workload.judge(run))
-        write(report, place.with_suffix(".json"))
-        print(table({run.options.title: report}), flush=True)
         code = int(report.broken)
     except Exception:  # noqa: BLE001 - whatever it is, the run must end, and not well
         traceback.print_exc()

@@ -72,9 +72,9 @@ def _end(shift: Shift, master: Master, given: argparse.Namespace) -> bool:
         except RuntimeApiError:  # HAProxy may be restarted meanwhile, and forget who was drained
             if over:
                 raise
+        _pause(0 if over else TURN)
         if over:
             return master.stop(given.stop_timeout)
-        _pause(TURN)
     return True
 
 

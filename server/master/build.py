@@ -10,7 +10,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -40,7 +40,7 @@ from server.warmup.warm import once
 MIND_SECONDS = 0.25
 """How often a load is interrupted for what must not wait."""
 NATIVE_GRACE = 5.0
-"""Seconds after the deadline of the master's load at which a native call that Python cannot interrupt is ended."""
+"""Seconds after the deadline of the master's load at which a native call that Python cannot interrupt shows its stacks."""
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -84,6 +84,8 @@ class Build:
         self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
         self.changed = [files for files in self.files if files.key not in self.held]
         self.child: ThrowAwayChild | None = None
+        self.findings: list[Finding] = []
+        """What the trial has found of those that have changed."""
         self.loaded: list[Holding] = []
         self.modules: list[str] = []
         """Names of the operator's Python that was imported for it."""
@@ -100,17 +102,18 @@ class Build:
                 if self.polite and time.monotonic() > self.hurries:
                     self._hurry(self.child)
                 return None
-            findings = self.child.verdict()
-            if not self.loaded:
-                self._load_all(findings)
-                return None
+            found, self.child = self.child.verdict(), None
+            self.findings = self.findings or found
+        if len(self.loaded) < len(self.changed):
+            self._load_next()
+            return None
         generation = Generation(self.number)
         for files in self.files:
             if files not in self.changed:
                 self._same(files)  # what is not shared is read again by each worker
             generation.holdings.append(self.held[files.key])
         # The first build is frozen. If anything led back to it (a traceback that a module has kept), it would keep its models.
-        self.held, self.loaded, self.child = {}, [], None
+        self.held, self.loaded = {}, []
         return generation
 
     def close(self) -> None:
@@ -144,11 +147,17 @@ class Build:
         self.polite = False
         self._start()
 
-    def _load_all(self, findings: Sequence[Finding]) -> None:
-        """Load what has changed, and start a child that shows whether it survives a fork."""
-        if self.number == 1:
+    def _load_next(self) -> None:
+        """Load one that has changed; after the last start a child that shows whether they survive a fork.
+
+        One a step: in between the master hears its signals, and gives the place of a worker that has ended to another.
+        """
+        place = len(self.loaded)
+        if self.number == 1 and not place:
             self._import_engines()
-        self.loaded = [self._load(files, finding) for files, finding in zip(self.changed, findings, strict=True)]
+        self.loaded.append(self._load(self.changed[place], self.findings[place]))
+        if len(self.loaded) < len(self.changed):
+            return
         clear_heap()
         self.held |= {holding.files.key: holding for holding in self.loaded}
         self.say(Phase.FORKING, "trial of the fork")
@@ -201,7 +210,7 @@ class Build:
         self.say(Phase.LOADING, where)
         self._same(files)
         try:
-            with fork_safe(where), _deadline(files, self.settings.boot_timeout, self.mind):
+            with fork_safe(where), _deadline(files, self.settings.boot_timeout, self.mind, ends=self.number == 1):
                 yield
         except MemoryError:
             message = f"{where}: memory ran out"
@@ -225,10 +234,11 @@ def _stamp(files: ModelFiles) -> Stamp:
 
 
 @contextmanager
-def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> Iterator[None]:
+def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None], *, ends: bool) -> Iterator[None]:
     """Bound a load that a child has already done in less, and do meanwhile what must not wait. A TERM, INT or QUIT ends it.
 
-    By an exception from a signal's handler, and where no Python runs by an end with stacks.
+    By an exception from a signal's handler. Where no Python runs, by stacks in the log, and the end of the process if it `ends`:
+    not where workers serve, who go on without a master, until whoever asks `/livez` hears of it.
     """
     end = time.monotonic() + seconds
 
@@ -256,7 +266,7 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None]) -> It
 
     handler = signal.signal(signal.SIGALRM, turn)
     timer = signal.setitimer(signal.ITIMER_REAL, MIND_SECONDS, MIND_SECONDS)
-    faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=True)
+    faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=ends)
     try:
         for number in heeds:
             signal.signal(number, stop)

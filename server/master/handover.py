@@ -87,6 +87,8 @@ class Successor:
         """Whether it serves."""
         self.missed: list[signal.Signals] = []
         """What was asked of the old master since this one began, which read its settings and the repository before."""
+        self.owes_reload = False
+        """Whether a reload was left to it."""
         self.ending = False
         """Whether it was told to end, since the server as a whole goes."""
         self.failed = ""
@@ -114,7 +116,7 @@ class Successor:
         os.close(self.theirs)
         self.theirs = -1
         self.pid, self.failed, self.buffer = pid, "", b""
-        self.warm = self.silent = self.ending = False
+        self.warm = self.silent = self.ending = self.owes_reload = False
         self.missed.clear()
         self.deadline = time.monotonic() + self.patience
         self.words.reasons.clear()
@@ -158,9 +160,15 @@ class Successor:
         self.words.say("")
 
     def miss(self, number: signal.Signals) -> None:
-        """A signal that the old master has obeyed, and the new one will have to."""
+        """A signal that came to the old master, and that the new one will have to obey."""
         if self.pid and (number is not signal.SIGHUP or number not in self.missed):
             self.missed.append(number)
+
+    def take_reload(self) -> bool:
+        """Leave a reload to it; whether there is one."""
+        self.owes_reload = bool(self.pid)
+        self.miss(signal.SIGHUP)
+        return self.owes_reload
 
     def catch_up(self) -> None:
         """Once it serves: pass on one signal that it has missed. Of two alike that come at once it would see one."""

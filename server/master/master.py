@@ -69,6 +69,8 @@ class Master:
         """Whether a worker of this server has taken traffic."""
         self.deferred = False
         """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
+        self.reload_due = False
+        """Whether a reload was asked for that waits for the master before this one to end."""
         self.fork_from = 0.0
         """When the next worker may be forked."""
         self.drain_ends = 0.0
@@ -143,8 +145,7 @@ class Master:
         """Before a fork: decide what the worker is for. Whatever goes wrong refuses this fork alone."""
         generation = self.succession.short_of()
         if generation is None:
-            message = "a worker is forked, yet there is no generation"
-            raise HaltServer(message, ModelError.status)
+            self._halt(ModelError("a worker is forked, yet there is no generation"))
         try:
             self.workforce.assign(worker, generation)
             self.turns.give()
@@ -171,6 +172,16 @@ class Master:
         self.stop()
         raise HaltServer(str(error), error.status)
 
+    def reload(self) -> None:
+        """Make a new generation; never beside two others: a new master shall do it, and once the one before it is gone."""
+        if self.successor.take_reload():
+            _log.info("A new master is under way; the reload is left to it")
+        elif self.beside:
+            _log.info("The reload waits for the master before this one to end")
+            self.reload_due = True
+        else:
+            self.succession.reload()
+
     def grow(self) -> None:
         """One worker more."""
         active = self.board.get("active")
@@ -195,9 +206,11 @@ class Master:
             if generation:
                 self.workforce.shrink(generation)
 
-    def tick(self) -> None:
-        """Whatever has to happen later, or again and again."""
+    def tick(self, *, heard_all: bool) -> None:
+        """Whatever has to happen later, or again and again. `heard_all`: no signal has come that is not handled."""
         self.turn()
+        if heard_all:
+            self.board.set("heard_ns", time.monotonic_ns())
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
         self._stand_up()
         self._keep()
@@ -218,6 +231,9 @@ class Master:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
             self.served = self.served or State.ACTIVE in self.board.states().tolist()
+        if self.reload_due and not self.beside:
+            self.reload_due = False
+            self.succession.reload()
         self.succession.tick()
         self.turns.give()
 
@@ -248,8 +264,8 @@ class Master:
     def may_hand_over(self) -> bool:
         """Whether a new master may be started now; why not goes into the log. During a reload it is `due` after that."""
         self.deferred = False
-        if os.getpid() == 1:
-            why = "this master is process 1, and its end would be the container's: start a new container beside this one"
+        if os.getpid() == 1 or not os.getppid():
+            why = "this master was started from outside its container, whose end its own may be: start a new one beside it"
         elif self.successor.pid:
             why = f"a new master ({self.successor.pid}) is under way"
         elif self.predecessor and self.beside:
@@ -285,6 +301,11 @@ class Master:
         """The new master has ended before this one: this one serves on."""
         self.successor.ended(how)
         self._serve_on()
+        if self.successor.owes_reload and not self.drain_ends:
+            why = [*self.words.reasons]
+            self.succession.reload()
+            self.words.reasons[:0] = why
+            self.words.publish()
 
     def _serve_on(self) -> None:
         """The new master does not take over after all: take back what its `warm` has changed, and see who has ended meanwhile."""

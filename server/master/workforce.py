@@ -96,7 +96,8 @@ class Workforce:
     def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> int:
         """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic; how many are kept."""
         staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
-        staying.sort(key=lambda worker: self._is_active(self.assignments[worker]))  # those held back go first
+        # Those held back go first, then those that still boot.
+        staying.sort(key=lambda each: (self._is_active(self.assignments[each]), self.assignments[each].opened is not None))
         kept = min(keep, len(staying))
         for worker in staying[: len(staying) - kept]:
             self._retire(worker, number)

@@ -28,7 +28,7 @@ from server.worker.watchdog import Watchdog
 TICK = 0.25
 """Seconds between looks at deadlines, at the page and at gunicorn's wishes."""
 GROUP_SECONDS = 1.0
-"""How long a TERM that is not the master's own waits for word that the whole server drains."""
+"""How much later than a TERM that is not the master's own that must have heard of it, had it reached the whole server."""
 HUNG_STATUS = 70
 
 _NOT_OURS = ("permit_obsolete_folding", "strip_header_spaces")
@@ -137,8 +137,10 @@ class BatchingWorker(Worker):
             return
         served = serving.current()
         told = bool(served.board.slots["leave"][served.slot]) or served.stopping
-        waited = (time.monotonic_ns() - self.asked_ns) / 1e9 > GROUP_SECONDS
-        if told or (waited and served.board.phase is not Phase.DRAINING):
+        # The master may be in a load, and hear of it later; or never.
+        heard = (served.board.get("heard_ns") - self.asked_ns) / 1e9 > GROUP_SECONDS
+        waited = (time.monotonic_ns() - self.asked_ns) / 1e9 > self.cfg.graceful_timeout
+        if told or ((heard or waited) and served.board.phase is not Phase.DRAINING):
             self.leave()
 
     def _bite(self) -> None:

@@ -101,6 +101,29 @@ def test_status_follows(tmp_path: Path) -> None:
         server.wait(lambda: len(server.wait_state("active")) == 4 and server.status()["generation"] == 2, "what was asked")
 
 
+def test_reload_meanwhile(tmp_path: Path) -> None:
+    """A HUP while a new master gets warm is left to that, so that memory need not hold three of everything.
+
+    Where that ends the old one does it, and still says why it has ended.
+    """
+    with server_in("serving", tmp_path) as scene, _unseen(scene):
+        server, gated = scene.server, scene.gated
+        server.expect("USR2 was refused: the new master was killed by SIGKILL")
+        gated.close("trial")
+        server.send(SIGUSR2)
+        server.wait(lambda: gated.came("trial"), "the new master's trial")
+        server.send(SIGHUP)
+        server.wait_log("the reload is left to it")
+        new = re.search(r"new master (\d+)", server.status()["doing"])
+        assert new
+        os.kill(int(new[1]), SIGKILL)
+        server.wait_log("USR2 was refused: the new master was killed by SIGKILL")
+        gated.open("trial")
+        server.wait_log("Generation 2 is open")
+        assert server.log.index("USR2 was refused") < server.log.index("Generation 2 is open")
+        assert any("USR2 was refused" in reason for reason in server.status()["reasons"])
+
+
 def test_refused(tmp_path: Path) -> None:
     """A new master whose repository is wrong, whose model fails to warm, or that is killed: the old one stays, and tries anew."""
     with server_in("serving", tmp_path) as scene, _unseen(scene):

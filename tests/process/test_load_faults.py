@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from signal import SIGHUP, SIGKILL
 
 import pytest
 
@@ -71,6 +72,18 @@ def test_master_is_ended_by_a_native_fault(tmp_path: Path, fault: str) -> None:
 
     if fault == "deadlock()":
         server.wait_log(STACK)
+
+
+def test_master_stands_still_in_a_reload(tmp_path: Path) -> None:
+    """A reload in which the master's load never comes back: its stacks stand in the log, and the workers serve on without it."""
+    put(tmp_path, "m", identity(), python=failing("", "pass"))
+    with Server(tmp_path, boot_timeout=BOOT_TIMEOUT) as server:
+        (tmp_path / "m" / "1" / "model.py").write_text(failing("master", "deadlock()"), encoding="utf-8")
+        server.send(SIGHUP)
+        server.wait_log(STACK)
+        assert server.infer("m", {"x": ("FP32", [[1.0, 2.0, 3.0]])})[0] == 200
+        server.send(SIGKILL)
+        server.clean(-SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from signal import SIGCONT, SIGHUP, SIGKILL, SIGSTOP, SIGTTIN, SIGTTOU
 
 import pytest
 
-from tests.models import identity, put
+from tests.models import failing, identity, put
 from tests.phases import Scene, server_in
 from tests.repeat import Repeat
 from tests.server import Server
+from workloads.watch import ended
 
 PLAIN = {"x": ("FP32", [[1.0, 2.0, 3.0]])}
 # The last of these: it ended between our look and gunicorn's.
@@ -23,6 +24,10 @@ EVENTS = 15
 MOST = 4
 STOPPED = 20
 """Seconds to boot; a worker that stands still in its turn is waited for a fifth of that."""
+
+
+_HOLD = "open(%r, 'w').close(), [time.sleep(0.005) for _ in iter(lambda: os.path.exists(%r), False)]"
+"""Say that one is here, and wait until a file is gone."""
 
 
 def _by_generation(server: Server) -> dict[tuple[int, str], int]:
@@ -54,6 +59,33 @@ def test_standby_that_is_proven_first(tmp_path: Path) -> None:
         assert server.wait_state("standby")[0]["pid"] == stopped
     assert {status for _, status, _ in ready.results} == {200}
     assert {status for _, status, _ in asking.results} == {200}
+
+
+def test_a_place_is_taken_between_loads(tmp_path: Path) -> None:
+    """A worker is killed while a reload loads two models: the warm pool has its place before the second one is loaded."""
+    folder = tmp_path / "gates"
+    folder.mkdir()
+    gates = {name: folder / name for name in ("a", "b")}
+    came = {name: folder / f"{name}.came" for name in gates}
+    for name, gate in gates.items():
+        put(tmp_path / "models", name, identity(), python=failing("master", _HOLD % (str(came[name]), str(gate))))
+    with Server(tmp_path / "models", standby=1) as server:
+        (active,) = server.wait_state("active")
+        server.wait_state("standby")
+        for name, gate in gates.items():
+            came[name].unlink()
+            gate.touch()
+            (tmp_path / "models" / name / "1" / "model.py").touch()
+        server.expect(*KILLED)
+        server.send(SIGHUP)
+        server.wait(came["a"].exists, "the first load")
+        os.kill(active["pid"], SIGKILL)
+        server.wait(lambda: ended(active["pid"]), "its end")
+        gates["a"].unlink()
+        server.wait(came["b"].exists, "the second load")
+        assert active["pid"] != server.wait_state("active")[0]["pid"]
+        gates["b"].unlink()
+        server.wait_log("Generation 2 is open")
 
 
 def test_old_workers_leave_one_for_one(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 from pathlib import Path
-from signal import SIGINT, SIGQUIT, SIGTERM, Signals
+from signal import SIGHUP, SIGINT, SIGQUIT, SIGTERM, Signals
 
 import pytest
 
@@ -15,6 +15,13 @@ from tests.repeat import Repeat
 
 QUICK = 10.0
 """Seconds within which an end is quick: far less than WARMFORK_REQUEST_TIMEOUT, which a graceful stop waits at most."""
+DEAF = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+(FOLDER / "until").write_text(str(time.monotonic() + 3))
+time.sleep(3)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+"""
+"""Three seconds in which a TERM is not heard, as in a native call; until when, in a file."""
 GROUP = [pytest.param(False, id="master"), pytest.param(True, id="group")]
 
 
@@ -82,6 +89,20 @@ def test_drain(group: bool, tmp_path: Path) -> None:  # noqa: FBT001
         server.clean(0)
         assert 2 <= time.monotonic() - sent < 2 + QUICK
         kept.close()
+
+
+def test_group_in_a_load_that_hears_nothing(tmp_path: Path) -> None:
+    """TERM to the group while the master is in a load and hears nothing: the workers hear it at once, and serve until it does."""
+    with server_in("serving", tmp_path) as scene, Repeat(scene.ask, 2) as asking:
+        server, gated = scene.server, scene.gated
+        gated.renew()
+        gated.close("load", DEAF)
+        server.send(SIGHUP)
+        server.wait((gated.folder / "until").exists, "the load")
+        server.send(SIGTERM, group=True)
+        server.clean(0)
+        until = float((gated.folder / "until").read_text(encoding="utf-8"))
+    assert {result for began, result, _ in asking.results if began < until} == {200}
 
 
 @pytest.mark.parametrize("group", GROUP)

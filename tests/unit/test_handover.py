@@ -252,6 +252,7 @@ def _master(fields: dict[str, Any], *, busy: bool) -> Any:
 def test_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """A USR2 in a reload is not refused: its new master is due once that is over, and may be started once."""
     monkeypatch.setattr("os.getpid", lambda: 2)
+    monkeypatch.setattr("os.getppid", lambda: 1)
     master = _master({}, busy=True)
     assert (False, True, False) == (master.may_hand_over(), master.deferred, master.due)
     master.succession.busy = False
@@ -274,7 +275,8 @@ def test_told_to_end_with_its_successor() -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"pid": 1}, "this master is process 1, and its end would be the container's"),
+        ({"pid": 1}, "this master was started from outside its container, whose end its own may be"),
+        ({"parent": 0}, "this master was started from outside its container, whose end its own may be"),
         ({"successor": 7}, r"a new master \(7\) is under way"),
         ({"predecessor": 8}, r"the master before this one \(8\) has not ended yet"),
         ({"drain_ends": 1.0}, "the server is going away"),
@@ -284,6 +286,7 @@ def test_may_not(fields: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPat
     """Where a hand-over can't go well, USR2 is refused in one line, and not put off until a reload is over."""
     master = _master(fields, busy=True)
     monkeypatch.setattr("os.getpid", lambda: fields.get("pid", 2))
+    monkeypatch.setattr("os.getppid", lambda: fields.get("parent", 1))
     assert not master.may_hand_over()
     assert not master.deferred
     assert re.search(f"^USR2 was refused: {why}", caplog.messages[-1])
