@@ -1,4 +1,4 @@
-"""The share of the processors that this server's session has among all, which may be lowered, and raised again without root.
+"""The share of the processors that this server's session (setsid(2)) has among all: to be lowered, and raised again without root.
 
 Linux shares them among sessions first, and then among the threads of each (`autogroup`, sched(7)). So a thread of idle priority
 stands back behind threads of its own session alone: a server that starts beside another, each in a session of its own, does so as
@@ -35,7 +35,7 @@ def stand_up() -> bool:
 
 
 def _leads() -> bool:
-    """Whether no other program's processes are in this session: what starts us from a shell or a script may have some."""
+    """Whether this process began it: one that a shell or a script began has other programs in it."""
     return os.getsid(0) == os.getpid()
 
 

@@ -28,7 +28,7 @@ from server.worker.watchdog import Watchdog
 TICK = 0.25
 """Seconds between looks at deadlines, at the page and at gunicorn's wishes."""
 GROUP_SECONDS = 1.0
-"""How much later than a TERM that is not the master's own that must have heard of it, had it reached the whole server."""
+"""The master must have heard all that came up to so long after a TERM that it did not send: had that come to it too, it knew."""
 HUNG_STATUS = 70
 
 _NOT_OURS = ("permit_obsolete_folding", "strip_header_spaces")

@@ -21,7 +21,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 time.sleep(3)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 """
-"""Three seconds in which a TERM is not heard, as in a native call; until when, in a file."""
+"""A TERM is not heard, as in a native call, for longer than a worker waits that takes it for its own; until when, in a file."""
 GROUP = [pytest.param(False, id="master"), pytest.param(True, id="group")]
 
 
