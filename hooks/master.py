@@ -37,11 +37,9 @@ def on_starting(arbiter: Arbiter) -> None:
     global master  # noqa: PLW0603 - gunicorn's hooks are functions; what they share has to live somewhere
     with _starting(arbiter):
         read = settings()
-        _check_device(read)
         if not arbiter.master_pid and "LISTEN_FDS" not in os.environ:  # else an older master or systemd has bound it
             bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
-        master.start()
     signals.hold_around_forks()
     address = master.keeper.socket.getsockname()
     who = "an older master's, until this one is warm" if master.predecessor else master.keeper.pid
@@ -83,12 +81,6 @@ def on_exit(_arbiter: Arbiter) -> None:
     master.keeper.stop()
     logging.shutdown()
     os._exit(master.status)
-
-
-def _check_device(read: Settings) -> None:
-    if read.device.startswith("cuda"):
-        message = f"WARMFORK_DEVICE={read.device}: no engine here runs on CUDA, only on the CPU"
-        raise ResourceError(message)
 
 
 @contextmanager

@@ -45,6 +45,14 @@ class ResourceError(ExitError):
     status = 75
 
 
+class GpuMemoryError(MemoryError):
+    """Memory of a GPU, or a process's share of it, ran out; says how much there is."""
+
+
+class GpuLostError(RuntimeError):
+    """An error of a GPU after which no call of this process on it succeeds any more; another process's may."""
+
+
 class AskedToStopError(SystemExit):
     """A signal asked the master to stop while it loads: status 0, and not the `SystemExit` of some model's Python."""
 

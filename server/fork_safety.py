@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 from server.exits import UnshareableError
 from server.processes import tasks
 
+NOT_INITIALIZED = 3
+"""CUDA_ERROR_NOT_INITIALIZED of the CUDA driver's API."""
 ENDING_SECONDS = 1.0
 """How long a thread that has ended may still be seen: the kernel shows it until after whoever joined it goes on."""
 
@@ -30,9 +33,8 @@ def unsafe() -> str:
         known = {thread.native_id: f"Python thread {thread.name!r}" for thread in threading.enumerate()}
         named = ", ".join(known.get(task, f"native thread {name!r}") for task, name in strays.items())
         return f"{len(strays)} thread{'s' if len(strays) > 1 else ''} besides the main one ({named})"
-    devices = sorted({target for target in _open_files() if target.startswith("/dev/nvidia")})
-    if devices:
-        return f"CUDA, which is open on {', '.join(devices)}"
+    if driver := _driver():
+        return f"CUDA, which is initialised in {driver}"
     return ""
 
 
@@ -54,7 +56,21 @@ def _strays() -> dict[int, str]:
     return {task: name for task, name in tasks().items() if task != os.getpid()}
 
 
-def _open_files() -> Iterator[str]:
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            yield str(entry.readlink())
+def _driver() -> str:
+    """The CUDA driver, where it is initialised in this process; it says so itself, and is not by that (`cuDeviceGetCount`).
+
+    An open device means nothing: NVML opens it too, by which torch says whether there are GPUs, and survives a fork.
+    """
+    for path in sorted(_mapped("libcuda.so")):
+        count = ctypes.c_int()
+        with suppress(OSError):  # the file has been replaced: nobody can ask, and nobody new can begin
+            if ctypes.CDLL(path).cuDeviceGetCount(ctypes.byref(count)) != NOT_INITIALIZED:
+                return path
+    return ""
+
+
+def _mapped(name: str) -> set[str]:
+    """The libraries of this process whose file names begin with `name`."""
+    lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    paths = {line.partition("/")[2] for line in lines if name in line}
+    return {f"/{path}" for path in paths if Path(path).name.startswith(name)}

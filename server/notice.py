@@ -28,6 +28,8 @@ class ModelNotice(msgspec.Struct, frozen=True):
     """The plan, in the order of the slot's `shapes`: axis name to length."""
     private_bytes: int
     """What one worker adds for it, as measured by the trial."""
+    device: str = "cpu"
+    """What it runs on: `cpu` or `cuda`."""
     precision: str = ""
     difference: float | None = None
     """The largest difference from float32 on any sample."""

@@ -88,6 +88,7 @@ SLOT = np.dtype(
         ("missed", np.uint64),  # 1: it replaces a worker that took traffic, and whose place nobody else could take
         ("forked_ns", np.uint64),
         ("failures", np.uint64),  # boots that failed one after another
+        ("gpu", np.uint64),  # its index among those of the settings, where there are any
         ("turn", np.uint64),  # see `server/master/turns.py`
         # The worker.
         ("pid", np.uint64),
@@ -95,6 +96,7 @@ SLOT = np.dtype(
         ("spent", np.uint64),  # 1: it has served as many requests as it should, and asks for another in its place
         ("status", np.uint64),  # in FAILED, the exit status of the contract
         ("device", "S16"),
+        ("gpu_bytes", np.uint64),  # what it takes of that
         ("doing", "S256"),  # the model, shape and step at hand; in FAILED, what failed
         ("connections", np.uint64),  # open ones, as of the last tick of its loop
         ("waiting", np.uint64),  # requests that wait for their batch, as of then

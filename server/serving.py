@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from server.counters import Counters
+from server.exits import GpuLostError
 from server.models.model import Model, Prepared
 from server.models.shapes import Shape
 from server.refusals import AbandonedError, BusyError, ModelFailedError, RefusalError, UnknownModelError
@@ -49,6 +52,8 @@ class Serving:
         self.models: Mapping[str, Mapping[int, Model]] = {
             name: {model.version: model for model in models if model.name == name} for name in {model.name for model in models}
         }
+        self.lost = False
+        """Whether no inference succeeds here any more: it leaves at once, for another worker to take its place."""
         self.warmed = {model.key: frozenset(model.shapes()) for model in models}
 
     def find(self, name: str, version: str | None = None) -> Model:
@@ -87,6 +92,9 @@ class Serving:
             if asked and threading.current_thread() is threading.main_thread():
                 raise
             _log.exception("model %s failed on a request", model.key)
+            if isinstance(error, GpuLostError) and self.board.state(self.slot) is State.ACTIVE:
+                self.lost = True
+                os.kill(os.getpid(), signal.SIGTERM)
             message = f"model {model.name!r} failed"
             raise ModelFailedError(message) from error
         if time.monotonic_ns() - received_ns > self.settings.request_timeout * 1e9:

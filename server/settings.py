@@ -6,12 +6,13 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from server.cgroup import cores
 from server.exits import ConfigurationError
+from server.gpus import Allotment, Gpu, allot, chosen
 
 PREFIX = "WARMFORK_"
 
@@ -168,6 +169,8 @@ class Settings:
     management_bind: str = _text("the management process: probes, metrics, status", "127.0.0.1:8001", _address, "host:port")
     workers_given: bool = False
     """Whether the environment says how many workers, so that memory may not say fewer."""
+    gpus: tuple[Gpu, ...] = ()
+    """Those that `WARMFORK_DEVICE` means, once NVML has been asked."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> Self:
@@ -200,6 +203,14 @@ class Settings:
     def polite_seconds(self) -> float:
         """How long a worker that boots, or a step of a build, stands back behind those that serve."""
         return POLITE * self.boot_timeout
+
+    def with_gpus(self, environ: Mapping[str, str]) -> Self:
+        """The same, with the GPUs that there are; raises `ResourceError` where one is asked for that is not there."""
+        return replace(self, gpus=chosen(self.device, environ))
+
+    def allotment(self, workers: int, index: int = 0) -> Allotment:
+        """What one of so many workers may use of the GPU at `index` of `gpus`."""
+        return allot(self.gpus, index, workers, self.memory_headroom)
 
     def check(self) -> None:
         """Raise `ConfigurationError` where two settings contradict each other."""

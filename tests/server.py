@@ -42,6 +42,7 @@ class Server:
             "models": models,
             "workers": 1,
             "threads": 1,
+            "device": "cpu",
             "bind": "127.0.0.1:0",
             "management_bind": "127.0.0.1:0",
             **settings,

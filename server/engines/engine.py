@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from server.gpus import Allotment
 from server.tensors import Array, Tensors, TensorSpec
 
 COMPILED = "TORCHINDUCTOR_CACHE_DIR"
@@ -46,6 +47,8 @@ class Source:
     precision: Precision = Precision.FP32
     compiled: bool = False
     """Whether it is to be compiled for each shape."""
+    gpu: Allotment | None = None
+    """Where it is to run; None: on the processor."""
 
 
 class Session(Protocol):
@@ -53,17 +56,29 @@ class Session(Protocol):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    overlaps: bool
-    """Whether another device does the work, so that the processor may read and decode meanwhile."""
 
-    def enter(self, threads: int) -> None:
-        """Begin to run it in this process, on `threads` threads; called once in each, before its first run there."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether another device does the work, so that the processor may read and decode meanwhile."""
+
+    @property
+    def device_ms(self) -> float:
+        """How long that took for the last run; 0 where there is none, or it does not say."""
+
+    def enter(self, threads: int, gpu: Allotment | None = None) -> None:
+        """Begin to run it in this process, on `threads` threads or a GPU; called once in each, before its first run there.
+
+        Who has a `gpu` sees no other, and forks no more. Raises `ModelError` where that has no room for the model.
+        """
 
     def settle(self) -> None:
         """Every shape is warm in this process: a shape that comes now is cold, and must cost no more than its run."""
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        """Run once; every output by name. Raises `MemoryError` where memory ran out, `BadInputError` for a bad input."""
+        """Run once; every output by name. Raises `MemoryError` where memory ran out, `BadInputError` for a bad input.
+
+        Of a GPU's memory that is a `GpuMemoryError`.
+        """
 
 
 class Engine(Protocol):
@@ -71,6 +86,9 @@ class Engine(Protocol):
 
     platform: str
     """What the protocol's metadata calls it."""
+
+    def no_gpu(self, path: Path) -> str:
+        """Say why it can't run the model at `path` on a GPU, whichever there are; empty if it can. Asks no driver."""
 
     def check(self, source: Source) -> None:
         """Raise `ConfigurationError` naming the file and the check unless it is such a model, inside its folder alone.

@@ -1,7 +1,7 @@
-"""ONNX models on onnxruntime, on the CPU.
+"""ONNX models on onnxruntime.
 
 A session made in the master with one thread is the same session at full speed in a forked child, and weights exist once: the best
-rung wherever one thread is what is asked for. With more, the session must be made in the worker.
+rung wherever one thread is what is asked for. With more, or on a GPU, the session must be made in the worker.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 
+from server.engines import onnx_cuda
 from server.engines.engine import Precision, Rung, Source
-from server.exits import ConfigurationError, ExitError
+from server.exits import ConfigurationError, ExitError, GpuLostError, GpuMemoryError, ModelError, ResourceError
+from server.gpus import Allotment
 from server.refusals import BadInputError
 from server.tensors import ANY, Array, Tensors, TensorSpec
 
@@ -43,21 +45,28 @@ _DATATYPES = {
 class OnnxSession:
     """An `onnxruntime.InferenceSession` behind our protocol."""
 
-    def __init__(self, session: ort.InferenceSession, path: Path) -> None:
-        """Read names, types and shapes off the session; raise `ConfigurationError` for a type that the protocol has not."""
+    def __init__(self, session: ort.InferenceSession, path: Path, gpu: Allotment | None = None) -> None:
+        """Read names, types and shapes off the session; raise `ConfigurationError` for a type that the protocol has not.
+
+        `gpu`: where it was made to run; None on the processor.
+        """
         self.session = session
+        self.gpu = gpu
         self.inputs = tuple(_spec(node, path) for node in session.get_inputs())
         self.outputs = tuple(_spec(node, path) for node in session.get_outputs())
         self.names = [spec.name for spec in self.outputs]
         datatypes = {spec.datatype for spec in (*self.inputs, *self.outputs)}
         self.bfloat16 = "BF16" in datatypes
-        self.overlaps = False
+        self.binds = gpu is not None and not datatypes & {"BF16", "BYTES"}
+        """Whether tensors can be bound, which texts and bfloat16 can't from Python."""
+        self.overlaps = gpu is not None
+        self.device_ms = 0.0
         if datatypes >= {"BF16", "BYTES"}:
             message = f"{path}: has tensors of BF16 and of BYTES, which onnxruntime does not run in one model from Python"
             raise ConfigurationError(message)
 
-    def enter(self, threads: int) -> None:
-        """Nothing: a session has the threads that it was made with."""
+    def enter(self, threads: int, gpu: Allotment | None = None) -> None:
+        """Nothing: a session has the threads, or the GPU, that it was made with."""
 
     def settle(self) -> None:
         """Nothing: every shape runs in the same way."""
@@ -66,8 +75,16 @@ class OnnxSession:
         """Run once, all outputs."""
         feed = {spec.name: _text(inputs[spec.name], spec) for spec in self.inputs}
         try:
-            given = self._run_values(feed) if self.bfloat16 else self.session.run(self.names, feed)
+            if self.binds:
+                given = onnx_cuda.run(self.session, self.names, feed)
+            else:
+                given = self._run_values(feed) if self.bfloat16 else self.session.run(self.names, feed)
         except Exception as error:
+            if self.gpu and onnx_cuda.no_memory(error):
+                raise GpuMemoryError(_line(error)) from error
+            if self.gpu and onnx_cuda.lost(error):
+                message = f"the GPU is lost to this process: {_line(error)}"
+                raise GpuLostError(message) from error
             if _no_memory(error):
                 raise MemoryError(str(error)) from error
             raise
@@ -83,6 +100,10 @@ class OnnxRuntime:
     """The engine for `.onnx` files."""
 
     platform = "onnxruntime_onnx"
+
+    def no_gpu(self, path: Path) -> str:  # noqa: ARG002 - the protocol's
+        """Where it was built without CUDA."""
+        return onnx_cuda.no_cuda()
 
     def check(self, source: Source) -> None:
         """Parse the file; external data must lie in the model's folder, under no link: it would be a way to read any file."""
@@ -107,8 +128,10 @@ class OnnxRuntime:
                 raise ConfigurationError(message)
 
     def rungs(self, source: Source, threads: int) -> Sequence[tuple[Rung, str]]:
-        """The live session first, unless more than one thread is asked for: it would silently run on one."""
+        """The live session first, unless more than one thread is asked for: it would silently run on one; nor for a GPU."""
         why = f"a session made before the fork runs on one thread, WARMFORK_THREADS={threads}" if threads > 1 else ""
+        if source.gpu:
+            why = "a session on a GPU belongs to the process that made it"
         live = [] if why else [(Rung.LIVE, "")]
         # Of mapped weights onnxruntime copies what it packs anew, so this rung saves little; what it costs a worker is measured.
         return [*live, (Rung.MAPPED if _external(source.path) else Rung.PRIVATE, why)]
@@ -120,15 +143,25 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        providers = [*([onnx_cuda.provider(source.gpu)] if source.gpu else []), "CPUExecutionProvider"]
         try:
-            return OnnxSession(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]), path)
+            # Without a fallback: what is meant for a GPU never runs on the processor.
+            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
+            made = OnnxSession(session, path, source.gpu)
         except (ExitError, MemoryError):  # the deadline of whoever loads, or no fault of the file
             raise
         except Exception as error:
+            if source.gpu and onnx_cuda.no_memory(error):
+                message = f"{path}: does not fit into {source.gpu.bytes >> 20} MiB of {source.gpu.gpu.device}: {_line(error)}"
+                raise ModelError(message) from error
             if _no_memory(error):
                 raise MemoryError(str(error)) from error
             message = f"{path}: onnxruntime refuses it: {_line(error)}"
             raise ConfigurationError(message) from error
+        if source.gpu and onnx_cuda.NAME not in made.session.get_providers():
+            message = f"{path}: onnxruntime cannot load its {onnx_cuda.NAME}"
+            raise ResourceError(message)
+        return made
 
 
 ENGINE = OnnxRuntime()

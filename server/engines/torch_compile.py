@@ -23,6 +23,7 @@ def prepare() -> None:
     Raises `ConfigurationError` for an unfit folder, or where there is no compiler for C++.
     """
     os.environ[COMPILED] = str(folder(os.environ.get(COMPILED)))  # before these imports, or they make one as they like
+    os.environ.setdefault("TRITON_CACHE_DIR", str(Path(os.environ[COMPILED]) / "triton"))  # what is compiled for GPUs
     from torch._dynamo import config as dynamo  # noqa: PLC0415 - a second and tens of megabytes, paid by those that compile
     from torch._inductor import compile_fx  # noqa: F401, PLC0415 - likewise
     from torch._inductor import config as inductor  # noqa: PLC0415 - likewise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch.export.pt2_archive._package import load_pt2
 
 from server.engines import torch_archive, torch_compile
 from server.engines.engine import Rung, Source
-from server.engines.torch_session import DATATYPES, TorchSession, refusal
+from server.engines.torch_cuda import no_cuda
+from server.engines.torch_session import TorchSession, refusal
+from server.engines.torch_tensors import DATATYPES
 from server.exits import ConfigurationError
 from server.tensors import ANY, TensorSpec
 
@@ -23,6 +26,10 @@ class TorchExport:
     """The engine for `.pt2` files."""
 
     platform = "pytorch_export"
+
+    def no_gpu(self, path: Path) -> str:  # noqa: ARG002 - the protocol's
+        """Where torch has no CUDA."""
+        return no_cuda()
 
     def check(self, source: Source) -> None:
         """Look that the archive holds a graph and plain tensors, and nothing that is a pickle, native code or Python."""

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from server.engines import torch_compile
 from server.engines.engine import Precision, Rung, Source
-from server.engines.torch_session import HALVES, TorchSession, declared, refusal
+from server.engines.torch_cuda import no_cuda
+from server.engines.torch_session import TorchSession, declared, refusal
+from server.engines.torch_tensors import HALVES
 from server.exits import ConfigurationError
 
 UNSAID = "weights do not say what the module takes"
@@ -25,6 +27,10 @@ class TorchModule:
     """The engine for `.safetensors` and `.pth` files: state dicts, mapped and never unpickled."""
 
     platform = "pytorch_module"
+
+    def no_gpu(self, path: Path) -> str:  # noqa: ARG002 - the protocol's
+        """Where torch has no CUDA."""
+        return no_cuda()
 
     def check(self, source: Source) -> None:
         """Look that what the file cannot say is said elsewhere."""

@@ -10,36 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
 from server.engines import torch_compile
-from server.engines.engine import Precision, Source
+from server.engines.engine import Source
+from server.engines.torch_cuda import CudaModule
+from server.engines.torch_tensors import DTYPES, HALVES, no_memory, view
 from server.exits import AskedToStopError, ConfigurationError, ExitError
+from server.gpus import Allotment
 from server.refusals import BadInputError
+from server.tensors import DTYPES as NUMPY
 from server.tensors import FLOATS, Array, Tensors, TensorSpec
-
-DATATYPES: Mapping[torch.dtype, str] = {
-    torch.bool: "BOOL",
-    torch.uint8: "UINT8",
-    torch.uint16: "UINT16",
-    torch.uint32: "UINT32",
-    torch.uint64: "UINT64",
-    torch.int8: "INT8",
-    torch.int16: "INT16",
-    torch.int32: "INT32",
-    torch.int64: "INT64",
-    torch.float16: "FP16",
-    torch.float32: "FP32",
-    torch.float64: "FP64",
-    torch.bfloat16: "BF16",
-}
-"""torch's types as the protocol calls them."""
-
-DTYPES: Mapping[str, torch.dtype] = {name: dtype for dtype, name in DATATYPES.items()}
-
-HALVES: Mapping[Precision, torch.dtype] = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
 class TorchSession:
@@ -66,23 +48,43 @@ class TorchSession:
         self.inputs = inputs
         self.outputs = outputs
         self.positional = positional
-        self.overlaps = False
+        self.path = source.path
+        self.cuda: CudaModule | None = None
+        """Where it runs, in a process that has entered it on a GPU."""
         self.bounds = bounds or {}
         if source.precision in HALVES:
             module.to(HALVES[source.precision])
         self.half = _half(module)
         """What it calculates with, if that is half precision; its floats come and go as they are declared."""
         self.compiled = source.compiled
+        self.module = module
         self.call = torch_compile.compiled(module) if source.compiled else module
 
-    def enter(self, threads: int) -> None:
-        """Run on `threads` threads from now on; in the master on one alone, or no later child could run."""
+    @property
+    def overlaps(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.cuda is not None
+
+    @property
+    def device_ms(self) -> float:
+        """How long the GPU took for the last run, by its own events; 0 on the processor."""
+        return self.cuda.device_ms if self.cuda else 0.0
+
+    def enter(self, threads: int, gpu: Allotment | None = None) -> None:
+        """Run on `threads` threads from now on; in the master on one alone, or no later child could run.
+
+        Or on a `gpu`: the weights are copied there, and this process's part of what it inherited is let go.
+        """
         torch.set_num_threads(threads)
+        if gpu:
+            self.cuda = CudaModule(self.module, self._call, str(self.path), gpu)
 
     def settle(self) -> None:
-        """What is compiled is compiled: another shape runs as it is written."""
+        """What is compiled is compiled, and what has a graph has it: another shape runs as it is written."""
         if self.compiled:
             torch_compile.settle()
+        if self.cuda:
+            self.cuda.settled = True
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Run once; every answer is the caller's own, and no input is changed.
@@ -91,17 +93,30 @@ class TorchSession:
         """
         if self.bounds:
             self._check(inputs)
-        tensors = {spec.name: self._tensor(inputs[spec.name], spec) for spec in self.inputs}
-        placed = [tensors[spec.name] for spec in self.inputs[: self.positional]]
-        named = {spec.name: tensors[spec.name] for spec in self.inputs[self.positional :]}
         try:
             with torch.inference_mode():
-                given = self._named(self.call(*placed, **named))
+                given = self.cuda.run(inputs, self.inputs) if self.cuda else self._run(inputs)
         except RuntimeError as error:
             if no_memory(error):
                 raise MemoryError(str(error)) from error
             raise
-        return {spec.name: self._array(given[spec.name], spec) for spec in self.outputs}
+        return {name: view(tensor) for name, tensor in given.items()}
+
+    def _run(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """On the processor."""
+        given = self._call({spec.name: _tensor(inputs[spec.name]) for spec in self.inputs})
+        # A copy again: it may be a weight, a view of one, or an input that is given back.
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in given.items()}
+
+    def _call(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Call the module, wherever it and `tensors` are; every output by name, as wide as it was declared."""
+        if self.half:
+            floats = {spec.name for spec in self.inputs if spec.datatype in FLOATS}
+            tensors = {name: tensor.to(self.half) if name in floats else tensor for name, tensor in tensors.items()}
+        placed = [tensors[spec.name] for spec in self.inputs[: self.positional]]
+        named = {spec.name: tensors[spec.name] for spec in self.inputs[self.positional :]}
+        given = self._named(self.call(*placed, **named))
+        return {spec.name: _widened(given[spec.name], spec) for spec in self.outputs}
 
     def _check(self, inputs: Tensors) -> None:
         for spec in self.inputs:
@@ -110,26 +125,6 @@ class TorchSession:
                 if not least <= length <= greatest:
                     message = f"axis {axis!r} of {spec.name!r} must be {least} to {greatest}, got {length}"
                     raise BadInputError(message)
-
-    def _tensor(self, array: Array, spec: TensorSpec) -> torch.Tensor:
-        # A copy, since a module may write into what it gets, and what a client sent is looked at again.
-        placed = np.array(array, order="C")
-        if spec.datatype == "BF16":
-            tensor = torch.from_numpy(placed.view(np.int16)).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(placed)
-        return tensor.to(self.half) if self.half and spec.datatype in FLOATS else tensor
-
-    def _array(self, tensor: torch.Tensor, spec: TensorSpec) -> Array:
-        if tensor.dtype in HALVES.values() and spec.datatype in FLOATS:
-            tensor = tensor.to(DTYPES[spec.datatype])
-        # A copy again: it may be a weight, a view of one, or an input that is given back.
-        owned = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if owned.dtype is torch.bfloat16:
-            raw: Array = owned.view(torch.int16).numpy()
-            return raw.view(ml_dtypes.bfloat16)
-        array: Array = owned.numpy()
-        return array
 
     def _named(self, given: Any) -> Mapping[str, torch.Tensor]:
         names = [spec.name for spec in self.outputs]
@@ -149,6 +144,19 @@ class TorchSession:
         return found
 
 
+def _tensor(array: Array) -> torch.Tensor:
+    # A copy, since a module may write into what it gets, and what a client sent is looked at again.
+    placed = np.array(array, order="C")
+    if placed.dtype == NUMPY["BF16"]:
+        return torch.from_numpy(placed.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(placed)
+
+
+def _widened(tensor: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
+    """A half as the float that was declared; whatever else it may be is looked at in warmup."""
+    return tensor.to(DTYPES[spec.datatype]) if tensor.dtype in HALVES.values() and spec.datatype in FLOATS else tensor
+
+
 def declared(source: Source, why: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """The tensors that `model.toml` declares; raise `ConfigurationError` saying `why` it must where it does not."""
     if not source.inputs or not source.outputs:
@@ -165,11 +173,6 @@ def refusal(path: Path, error: BaseException, what: str) -> BaseException:
     if no_memory(error):
         return MemoryError(str(error))
     return ConfigurationError(f"{path}: {what}: {' '.join(str(error).split())[:300]}")
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether memory ran out, which torch says in words alone on the CPU."""
-    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "bad_alloc" in str(error)
 
 
 def _half(module: torch.nn.Module) -> torch.dtype | None:

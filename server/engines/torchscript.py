@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from server.engines.engine import Rung, Source
+from server.engines.torch_cuda import no_cuda
 from server.engines.torch_session import TorchSession, declared, refusal
 from server.exits import ConfigurationError
 
 NOT_TORCHSCRIPT = "not TorchScript"
+NUMBER = 8
+"""Bytes, at most."""
 UNSAID = "TorchScript does not say what shapes it takes"
 
 
@@ -19,6 +24,17 @@ class TorchScript:
     """The engine for `.pt` files."""
 
     platform = "pytorch_torchscript"
+
+    def no_gpu(self, path: Path) -> str:
+        """Where torch has no CUDA, or the program was traced with what stays on the processor: tensors, or where to make them."""
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            entries = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+            code = (archive.read(info) for entry, info in entries.items() if entry.startswith("code/"))
+            # Those of one number are numbers to torch, wherever they are.
+            held = any(entry.startswith("constants/") and info.file_size > NUMBER for entry, info in entries.items())
+            if held or any(b'torch.device("cpu")' in text for text in code):
+                return "its program has tensors of the processor in it; torch.export (.pt2) has none"
+        return no_cuda()
 
     def check(self, source: Source) -> None:
         """Look that the archive holds a program: a state dict is a pickle, which is never loaded as one."""

@@ -107,6 +107,8 @@ class _Reading:
             for field in Memory.__struct_fields__:
                 if (value := getattr(held[pid], field)) is not None:
                     family.add_metric([str(index), field.removesuffix("_bytes")], value)
+            if gpu := int(self.snapshot.slots["gpu_bytes"][index]):
+                family.add_metric([str(index), "gpu"], gpu)
         return family
 
     def _requests(self) -> Iterator[Metric]:

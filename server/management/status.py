@@ -36,6 +36,8 @@ class Worker(msgspec.Struct, frozen=True):
     models: dict[str, dict[str, Latency]]
     """By "name/version" and shape."""
     memory: Memory
+    gpu_bytes: int
+    """What it takes of its GPU's memory, the CUDA context included."""
     connections: int
     """Open ones, a quarter of a second ago at most."""
     waiting: int
@@ -58,6 +60,8 @@ class Model(msgspec.Struct, frozen=True):
     batched: bool
     shapes: list[dict[str, int]]
     private_bytes: int
+    device: str
+    """What it runs on: `cpu`, or `cuda` on the GPU of each worker."""
     precision: str
     difference: float | None
     """The largest difference from float32 on any sample; None where it calculates in that."""
@@ -140,6 +144,7 @@ def _worker(snapshot: Snapshot, index: int, generations: Mapping[int, list[Model
             for model in generations.get(generation, [])
         },
         memory=memory.get(pid, Memory()),
+        gpu_bytes=int(slot["gpu_bytes"]),
         connections=int(slot["connections"]),
         waiting=int(slot["waiting"]),
         requests=int(slot["requests"]),

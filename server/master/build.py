@@ -79,10 +79,14 @@ class Build:
         except OSError as error:
             message = f"{error.filename}: {error.strerror}"
             raise ConfigurationError(message) from None
+        self.gpu = settings.allotment(self._workers()) if settings.gpus else None
+        """What a trial may use of the first GPU."""
         self.polite = polite
         """Whether it is done behind those that serve, as far as it does not take too long."""
         self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
         self.changed = [files for files in self.files if files.key not in self.held]
+        self.gpu_bytes = words.serving.gpu_bytes if words.serving else 0
+        """What its models take of a GPU; until that is measured, what those do that serve."""
         self.child: ThrowAwayChild | None = None
         self.findings: list[Finding] = []
         """What the trial has found of those that have changed."""
@@ -102,7 +106,8 @@ class Build:
                 if self.polite and time.monotonic() > self.hurries:
                     self._hurry(self.child)
                 return None
-            found, self.child = self.child.verdict(), None
+            found, taken, self.child = self.child.verdict(), self.child.gpu_bytes, None
+            self.gpu_bytes = taken or self.gpu_bytes
             self.findings = self.findings or found
         if len(self.loaded) < len(self.changed):
             self._load_next()
@@ -112,6 +117,7 @@ class Build:
             if files not in self.changed:
                 self._same(files)  # what is not shared is read again by each worker
             generation.holdings.append(self.held[files.key])
+        generation.gpu_bytes = self.gpu_bytes if generation.on_gpu else 0
         # The first build is frozen. If anything led back to it (a traceback that a module has kept), it would keep its models.
         self.held, self.loaded = {}, []
         return generation
@@ -123,6 +129,12 @@ class Build:
         for name in self.modules:
             operator.let_go(name)
 
+    def _workers(self) -> int:
+        """Among how many the GPUs are shared: those that serve, or are asked for; one where nobody has said how many."""
+        board = self.words.board
+        known = self.words.serving or self.settings.workers_given
+        return board.get("active") + board.get("standby") if known else 1
+
     def _kept(self, serving: Generation) -> Iterator[Holding]:
         """What is the same on disk as when it was loaded, and has met no shape since that is to be warmed as well."""
         for holding in serving.holdings:
@@ -131,11 +143,17 @@ class Build:
                 yield replace(holding, index=self.words.index(key), kept_from=serving.number)
 
     def _start(self) -> None:
-        self.child = survival(self.loaded, self.settings, polite=self.polite) if self.loaded else self._trial()
+        self.child = self._survival() if self.loaded else self._trial()
         self.hurries = time.monotonic() + self.settings.polite_seconds
 
+    def _survival(self) -> ThrowAwayChild:
+        new = {holding.files.key for holding in self.loaded}
+        together = any(holding.on_gpu for holding in self.loaded)  # on a GPU all of them are, and are measured so
+        holdings = [each for each in self.held.values() if each.files.key in new or (together and each.on_gpu)]
+        return survival(holdings, self.settings, self.gpu, polite=self.polite)
+
     def _trial(self) -> ThrowAwayChild:
-        child = trial(self.changed, self.settings, self.remembered, polite=self.polite)
+        child = trial(self.changed, self.settings, self.remembered, self.gpu, polite=self.polite)
         say = self.say  # and no circle with `self`
         child.relay = lambda message: say(Phase.TRYING, message.what) if isinstance(message, Doing) else None
         return child
@@ -187,7 +205,8 @@ class Build:
             engine = engine_for(files.path)  # its import is shared, if not its session
             python = operator.load(files)
             self.modules.append(python.name)
-            session = engine.load(source(files, python), 1) if finding.rung == Rung.LIVE else None
+            told = source(files, python, self.gpu if finding.device == "cuda" else None)
+            session = engine.load(told, 1) if finding.rung == Rung.LIVE else None
             holding = Holding(
                 files=files,
                 python=python,
@@ -199,7 +218,7 @@ class Build:
                 remembered=tuple(tuple(shape) for shape in finding.remembered),
                 met=self.remembered.get(files.key, ()),
             )
-            if session and shares_compiled(source(files, python), self.settings.threads):
+            if session and shares_compiled(told, self.settings.threads):
                 once(holding.open(1), lambda step: self.say(Phase.LOADING, f"{step}, finding it compiled"))
         return holding
 

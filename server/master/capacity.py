@@ -1,4 +1,4 @@
-"""How many workers memory has room for, from what the trial measured."""
+"""How many workers memory has room for, the machine's and that of GPUs, from what the trial measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from server.cgroup import memory_limit
 from server.exits import ResourceError
+from server.master.placement import GpuRoom
 from server.models.finding import Finding
 from server.processes import family, memory
 from server.settings import Settings
@@ -19,10 +20,15 @@ _log = logging.getLogger("gunicorn.error")
 
 
 class Room:
-    """What is left of memory, beside the headroom and all that the server holds by now."""
+    """What is left of memory, and of that of GPUs, beside the headroom and all that the server holds by now."""
 
-    def __init__(self, settings: Settings, findings: Sequence[Finding], root: int | None = None) -> None:
-        """Look at `root`, this process if it is not given, and all below it, before workers that serve `findings` are forked."""
+    def __init__(
+        self, settings: Settings, findings: Sequence[Finding], root: int | None = None, gpus: GpuRoom | None = None
+    ) -> None:
+        """Look at `root`, this process if it is not given, and all below it, before workers that serve `findings` are forked.
+
+        `gpus`: what is left of those that they run on, if they do.
+        """
         self.settings = settings
         self.limit = memory_limit()
         self.each = WORKER_BYTES + sum(finding.private_bytes for finding in findings)
@@ -33,6 +39,8 @@ class Room:
             f"a worker takes {self.each >> 20} MiB, {self.left >> 20} MiB are left of {self.limit >> 20} MiB "
             f"with WARMFORK_MEMORY_HEADROOM={settings.memory_headroom:g}"
         )
+        if gpus and gpus.fitting < self.fitting:
+            self.fitting, self.sums = gpus.fitting, gpus.sums
 
     def first(self, fewest: int = 0) -> int:
         """How many active workers to start: as set, or fewer by default where memory says so, but not less than `fewest`.

@@ -14,7 +14,8 @@ from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
 from server import session
-from server.exits import ExitError, ModelError
+from server.exits import ExitError, ModelError, ResourceError
+from server.gpus import SECONDS
 from server.master.capacity import Room
 from server.master.handover import Predecessor, Successor
 from server.master.keeper import Keeper, bound
@@ -44,22 +45,26 @@ class Master:
     """All that outlives a worker. Lives in the arbiter's process; a worker reads what it inherited of it."""
 
     def __init__(self, settings: Settings) -> None:
-        """Make the page, and bind the management socket or inherit it; raises `ConfigurationError` where that fails."""
+        """Make the page, start the management process on a socket that is bound or inherited, and ask for the GPUs.
+
+        Raises `ExitError` where that fails.
+        """
         self.predecessor = Predecessor.find(os.environ)
         if self.predecessor and self.predecessor.scaled:
             settings = replace(settings, workers=min(self.predecessor.active, settings.max_workers), workers_given=True)
-        self.settings = settings
         self.board = Scoreboard.create(2 * (settings.max_workers + settings.standby))
         self.board.set("active", settings.workers)
         self.board.set("standby", settings.standby)
         inherited = self.predecessor and self.predecessor.socket
         sock = inherited or bound(settings.management_bind, "WARMFORK_MANAGEMENT_BIND")
         self.keeper = Keeper(sock, self.board, self.predecessor)
+        self._start()
+        self.settings = settings = self._with_gpus(settings)
         self.words = Words(self.board, self._doing)
         self.successor = Successor(settings, self.words)
         self.scaled = bool(self.predecessor and self.predecessor.scaled)
         """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
-        self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout), settings)
+        self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout, len(settings.gpus)), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)
         self.losses = Losses(self.succession, self._halt)
@@ -93,11 +98,21 @@ class Master:
         if self.stands_back and (self.board.get("generation") or since > self.settings.polite_seconds):
             self.stands_back = not session.stand_up()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Start the management process: from now on somebody answers."""
         self.turn()
         setproctitle(TITLE)
         self._keep()
+
+    def _with_gpus(self, settings: Settings) -> Settings:
+        """The settings with the GPUs that there are; the driver may take its time to say so."""
+        self.turn(SECONDS)
+        try:
+            return settings.with_gpus(os.environ)
+        except ExitError as error:
+            self.failed(str(error))
+            self.keeper.stop()
+            raise
 
     def _keep(self) -> None:
         """Keep the management process; a predecessor's answers until this server has opened."""
@@ -134,10 +149,11 @@ class Master:
         while not (generation := build.step(0.1)):
             self.mind()
         findings = [holding.finding for holding in generation.holdings]
+        gpus = self.workforce.gpu_room(generation, SECONDS)
         if self.predecessor and self.beside:
-            active = Room(self.settings, findings, self.predecessor.pid).first(self.predecessor.active)
+            active = Room(self.settings, findings, self.predecessor.pid, gpus).first(self.predecessor.active)
         else:
-            active = Room(self.settings, findings).first()
+            active = Room(self.settings, findings, gpus=gpus).first()
         self.board.set("active", active)
         self.succession.boot(generation)
 
@@ -188,6 +204,12 @@ class Master:
         if active >= self.settings.max_workers:
             _log.warning("TTIN refused: %d workers are WARMFORK_MAX_WORKERS", active)
             return
+        if newest := self.succession.coming or self.succession.serving:
+            try:
+                self.workforce.expect_room(newest)
+            except ResourceError as error:
+                _log.warning("TTIN refused: %s", error)
+                return
         self.board.set("active", active + 1)
         self.scaled = True
         for generation in (self.succession.serving, self.succession.coming):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import numpy as np
+
 from server.barrier import Barrier
+from server.master.placement import placed
 from server.scoreboard import Scoreboard, now_ms, unpack
 from server.states import BOOTING, Event, Role, State
 
@@ -17,11 +20,14 @@ OWN_END_SECONDS = 5
 class Slots:
     """Given out at a fork, taken back at an end. The master alone uses this."""
 
-    def __init__(self, board: Scoreboard, boot_timeout: float) -> None:
-        """Give out the slots of `board` to workers that boot within `boot_timeout` seconds."""
+    def __init__(self, board: Scoreboard, boot_timeout: float, gpus: int = 0) -> None:
+        """Give out the slots of `board` to workers that boot within `boot_timeout` seconds, on so many `gpus`."""
         self.board = board
         self.barrier = Barrier()
         self.boot_timeout = boot_timeout
+        self.gpus = gpus
+        self.vacated = 0
+        """The GPU of the worker that has ended last."""
         self.failures = 0
         """Boots that failed one after another, anywhere, and workers that crashed as soon as they were open."""
         self.missed = 0
@@ -35,9 +41,10 @@ class Slots:
         index = free[0]
         self.barrier.add(index)
         slot = self.board.slots[index]
-        for field in ("pid", "barrier", "leave", "spent", "turn", "phases", "status"):
+        for field in ("pid", "barrier", "leave", "spent", "turn", "phases", "status", "gpu_bytes"):
             slot[field] = 0
         slot["device"] = slot["doing"] = b""
+        slot["gpu"] = next(self.coming_gpus(generation), 0)
         slot["models"]["shapes"] = 0
         slot["generation"] = generation
         slot["role"] = role
@@ -46,6 +53,26 @@ class Slots:
         slot["forked_ns"] = time.monotonic_ns()
         self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
         return index
+
+    def coming_gpus(self, generation: int) -> Iterator[int]:
+        """The GPUs of the next workers of a generation, one after another, by their indices; empty where there are none.
+
+        Whoever leaves, or is to be replaced, has gone from his already.
+        """
+        if not self.gpus:
+            return iter(())
+        slots, states = self.board.slots, self.board.states()
+        leaving = (states == State.DRAINING) | (slots["leave"] > 0) | (slots["spent"] > 0)
+        stay = (states != State.EMPTY) & ~leaving
+        own = slots["gpu"][stay & (slots["generation"] == generation)]
+        vacated = slots["gpu"][(states != State.EMPTY) & leaving].tolist() or [self.vacated]
+        return placed(slots["gpu"][stay].tolist(), own.tolist(), self.gpus, vacated[-1])
+
+    def booting_gpus(self) -> list[int]:
+        """The GPUs of workers that boot, and have not said what they take there."""
+        slots = self.board.slots
+        found: list[int] = slots["gpu"][np.isin(self.board.states(), list(BOOTING)) & (slots["gpu_bytes"] == 0)].tolist()
+        return found
 
     def fail(self) -> None:
         """One more boot has failed."""
@@ -66,6 +93,7 @@ class Slots:
         stays = not slot["leave"] and not slot["spent"]
         if slot["role"] == Role.ACTIVE and stays and (served or slot["missed"]):
             self.missed += 1
+        self.vacated = int(slot["gpu"])
         for field in ("pid", "connections", "waiting"):
             slot[field] = 0
         self.board.move(index, Event.REAP)

@@ -119,6 +119,7 @@ def _notices(generation: Generation) -> list[ModelNotice]:
             batched=holding.finding.batched,
             shapes=holding.finding.shapes,
             private_bytes=holding.finding.private_bytes,
+            device=holding.finding.device,
             precision=holding.finding.precision,
             difference=holding.finding.difference,
             compile_seconds=holding.finding.compile_seconds,

@@ -6,11 +6,14 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from server.barrier import Point
 from server.fork_safety import unsafe
+from server.master.placement import WHILE_SERVING, GpuRoom
 from server.master.roster import Assignment, End, end_of
 from server.master.slots import Slots
 from server.models.generation import Generation
@@ -51,6 +54,19 @@ class Workforce:
             self.refuse(worker, generation, f"no slot is free: {len(self.board.slots)} are taken")
             return
         self.assignments[worker] = Assignment(generation, slot, backoff, failures=self.slots.failures)
+
+    def gpu_room(self, generation: Generation, seconds: float = WHILE_SERVING) -> GpuRoom | None:
+        """The room on GPUs for more workers of a generation; None where they run on none. NVML may take so many `seconds`."""
+        if not generation.on_gpu:
+            return None
+        coming, booting = self.slots.coming_gpus(generation.number), self.slots.booting_gpus()
+        return GpuRoom(self.settings, generation.gpu_bytes, coming, booting, seconds)
+
+    def expect_room(self, generation: Generation) -> None:
+        """Raise `ResourceError` naming the bound where one more worker does not fit, beside those that are still to be forked."""
+        if room := self.gpu_room(generation):
+            wanted = self.board.get("active") + self.board.get("standby")
+            room.expect(max(wanted - self.staying(generation), 0) + 1)
 
     def refuse(self, worker: Any, generation: Generation, why: str) -> None:
         """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""
@@ -96,8 +112,15 @@ class Workforce:
     def retire(self, generation: Generation | None, number: signal.Signals, keep: int = 0) -> int:
         """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic; how many are kept."""
         staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
-        # Those held back go first, then those that still boot.
-        staying.sort(key=lambda each: (self._is_active(self.assignments[each]), self.assignments[each].opened is not None))
+        # Those held back go first, then those that still boot, then whoever is on the GPU that the next worker comes to.
+        next_gpu = next(self.slots.coming_gpus(self.board.get("generation")), 0)
+
+        def order(worker: Any) -> tuple[bool, bool, bool]:
+            assignment = self.assignments[worker]
+            gpu = next_gpu if assignment.slot is None else self.board.slots["gpu"][assignment.slot]
+            return self._is_active(assignment), assignment.opened is not None, bool(gpu != next_gpu)
+
+        staying.sort(key=order)
         kept = min(keep, len(staying))
         for worker in staying[: len(staying) - kept]:
             self._retire(worker, number)
@@ -140,9 +163,22 @@ class Workforce:
 
     def cast(self, generation: Generation) -> None:
         """Decide who of a generation takes traffic: those that got there first; the rest are the warm pool."""
-        first = sorted(self.slots.staying(generation.number), key=lambda slot: -int(self.board.slots["barrier"][slot]))
+        barrier = self.board.slots["barrier"]
+        first = sorted(self.slots.staying(generation.number), key=lambda slot: -int(barrier[slot]))
+        turns = self._turns(first)
+        first.sort(key=lambda slot: (-int(barrier[slot]), turns[slot]))
         for place, slot in enumerate(first):
             self.board.slots["role"][slot] = Role.ACTIVE if place < self.board.get("active") else Role.STANDBY
+
+    def _turns(self, slots: Iterable[int | None]) -> dict[int | None, int]:
+        """How many of those before it each has on its GPU, so that who takes traffic is spread over all of them."""
+        before: Counter[int] = Counter()
+        turns = {}
+        for slot in slots:
+            gpu = int(self.board.slots["gpu"][slot])
+            turns[slot] = before[gpu]
+            before[gpu] += 1
+        return turns
 
     def _retire(self, worker: Any, number: signal.Signals) -> None:
         assignment = self.assignments[worker]
@@ -161,11 +197,13 @@ class Workforce:
         staying = set(self.slots.staying(number, Role.STANDBY))
         pool = [slot for slot in self.slots.standing(number, State.STANDBY) if slot in staying]
         missing = self._missing(generation)
-        for slot in pool[:missing]:
+        for _ in range(min(missing, len(pool))):
+            taken = Counter(slots["gpu"][self.slots.staying(number, Role.ACTIVE)].tolist())
+            fewest = [taken[gpu] for gpu in slots["gpu"][pool].tolist()]
             self.slots.fill()
-            self._call(slot)
+            self._call(pool.pop(fewest.index(min(fewest))))  # on the GPU where fewest take traffic
         coming = [slot for slot in self.slots.staying(number, Role.ACTIVE) if slots["barrier"][slot] < Point.PROVEN]
-        for slot, late in zip(pool[missing:], reversed(coming), strict=False):
+        for slot, late in zip(pool, reversed(coming), strict=False):
             slots["role"][late], slots["missed"][late] = Role.STANDBY, 0
             self._call(slot)
 
@@ -175,10 +213,14 @@ class Workforce:
         self.slots.barrier.wake(slot)
 
     def shrink(self, generation: Generation) -> None:
-        """Have the newest active workers of a generation leave, if there are more than should be; first those that still boot."""
+        """Have the newest active workers of a generation leave, if there are more than should be; first those that still boot.
+
+        Of the others those of the GPU that has most.
+        """
         staying = self._staying(generation)
         active = [worker for worker in staying if self._is_active(self.assignments[worker])]
-        active.sort(key=lambda worker: self.assignments[worker].opened is None)
+        turns = self._turns(self.assignments[worker].slot for worker in active)
+        active.sort(key=lambda worker: (self.assignments[worker].opened is None, turns[self.assignments[worker].slot]))
         placeless = [worker for worker in staying if self.assignments[worker].slot is None]
         spare = max(len(staying) - self.board.get("active") - self.board.get("standby"), 0)
         for worker in [*placeless[:spare], *active[self.board.get("active") :]]:

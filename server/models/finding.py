@@ -22,6 +22,8 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """What one worker adds for it."""
     bound: str = ""
     """What it raises in another thread than its first; empty where it does not care."""
+    device: str = "cpu"
+    """What it runs on: `cpu` or `cuda`."""
     precision: str = ""
     """What it calculates in, where `model.toml` can say."""
     difference: float | None = None

@@ -9,6 +9,7 @@ from server.engines.catalogue import engine_for
 from server.engines.engine import Rung, Session
 from server.exits import ConfigurationError
 from server.features.text import Text
+from server.gpus import Allotment
 from server.models.finding import Finding
 from server.models.model import Model
 from server.models.operator import OperatorPython
@@ -37,16 +38,22 @@ class Holding:
     kept_from: int = 0
     """The generation that serves the same already, whose workers know how long each shape takes; 0 where it was loaded anew."""
 
-    def open(self, threads: int) -> Model:
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its workers run it on GPUs. The master never opens such a one: it holds the weights alone."""
+        return self.finding.device == "cuda"
+
+    def open(self, threads: int, gpu: Allotment | None = None) -> Model:
         """The model as a process serves it: around the master's session, or one of its own with `threads` threads.
 
-        Raises `ConfigurationError` if that would be another: the files are no longer those that were tried.
+        On `gpu`, if it is one for GPUs. Raises `ConfigurationError` if that would be another model: the files are no longer those
+        that were tried.
         """
-        session = self.session
+        session, gpu = self.session, gpu if self.on_gpu else None
         if session is None:
             self._same()
-            session = engine_for(self.files.path).load(source(self.files, self.python), threads)
-        session.enter(threads)
+            session = engine_for(self.files.path).load(source(self.files, self.python, gpu), threads)
+        session.enter(threads, gpu)
         return Model(
             files=self.files,
             python=self.python,

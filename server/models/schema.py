@@ -6,7 +6,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -74,6 +74,8 @@ class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The lengths of the leading axis that the model runs; absent: the leading axis is like any other."""
     axes: dict[str, Lengths] = {}
     """The lengths that each named free axis runs."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where it runs: as `WARMFORK_DEVICE` says, or on the processor whatever that says."""
     python: Inside | None = None
     """The operator's Python, inside the version's folder."""
     inputs: list[TensorTable] | None = None

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from server.engines.engine import Source
 from server.engines.precision import available
 from server.features.text import Text
+from server.gpus import Allotment
 from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
 from server.models.schema import TensorTable
 from server.tensors import ANY, TensorSpec
 
 
-def source(files: ModelFiles, python: OperatorPython) -> Source:
-    """What the engine loads. What clients see is the model's own where nothing stands between."""
+def source(files: ModelFiles, python: OperatorPython, gpu: Allotment | None = None) -> Source:
+    """What the engine loads, to run on `gpu` if that is given.
+
+    What clients see is the model's own where nothing stands between.
+    """
     toml = files.toml
     same_inputs = None if python.preprocess or toml.text else toml.inputs
     same_outputs = None if python.postprocess else toml.outputs
@@ -23,17 +27,18 @@ def source(files: ModelFiles, python: OperatorPython) -> Source:
         inputs=_specs(toml.model.inputs or same_inputs),
         outputs=_specs(toml.model.outputs or same_outputs),
         module=python.module,
-        precision=available(toml.torch.precision),
+        precision=available(toml.torch.precision, gpu),
         compiled=toml.torch.compile,
+        gpu=gpu,
     )
 
 
 def shares_compiled(source: Source, threads: int) -> bool:
     """Whether workers inherit what is compiled too, if the master runs every shape once: code for one thread, in one thread.
 
-    Where it is for more, each worker finds it on disk by itself: seconds and tens of megabytes.
+    Where it is for more, or for a GPU, each worker finds it on disk by itself: seconds and tens of megabytes.
     """
-    return source.compiled and threads == 1
+    return source.compiled and threads == 1 and not source.gpu
 
 
 def text(files: ModelFiles) -> Text | None:

@@ -14,6 +14,7 @@ import msgspec
 from server.engines.engine import COMPILED, Engine, Precision, Rung, Session, Source
 from server.exits import ModelError, UnshareableError
 from server.features.text import Text
+from server.gpus import Allotment, see
 from server.models.finding import Finding
 from server.models.model import Model
 from server.models.operator import OperatorPython
@@ -42,11 +43,12 @@ class Parts:
     python: OperatorPython
     text: Text | None
     engine: Engine
+    gpu: Allotment | None = None
 
     @property
     def source(self) -> Source:
         """What the engine loads."""
-        return source(self.files, self.python)
+        return source(self.files, self.python, self.gpu)
 
     def model(self, session: Session) -> Model:
         """The model around a session of its engine."""
@@ -64,6 +66,8 @@ class Attempt:
         self.settings = settings
         self.remembered = remembered
         self.say = say
+        self.breaks = not self.source.gpu
+        """Whether a child that stands back takes breaks: a driver's calls may not bear to be interrupted."""
 
     def climb(self) -> Finding:
         """The best rung that holds. Raises what the last one failed of."""
@@ -88,11 +92,14 @@ class Attempt:
         def work(say: Say) -> None:
             lead_group()  # the compiler is a program of its own
             say(Doing(f"model {self.key}: compiling"))
+            self._see()
             session = self.parts.engine.load(self.source, self.settings.threads)
-            session.enter(self.settings.threads)
+            session.enter(self.settings.threads, self.source.gpu)
             once(self.parts.model(session), lambda where: say(Doing(f"{where}, compiling")))
 
-        child = ThrowAwayChild(f"model {self.key} (compiling)", work, _ATTEMPT * self.settings.boot_timeout, self.say)
+        child = ThrowAwayChild(
+            f"model {self.key} (compiling)", work, _ATTEMPT * self.settings.boot_timeout, self.say, breaks=self.breaks
+        )
         child.leads = True
         try:
             child.run()
@@ -101,16 +108,24 @@ class Attempt:
             raise ModelError(message) from error
         return time.monotonic() - start
 
+    def _see(self) -> None:
+        """In a child that runs it, and forks no more: see the GPU that it is to run on."""
+        if self.source.gpu:
+            see(self.source.gpu.gpu)
+
     def _on(self, rung: Rung, reasons: Sequence[str], compile_seconds: float | None) -> Finding:
         """Try one rung in a child; raises `UnshareableError` if it does not hold, `ExitError` if the model is at fault."""
         why = "; ".join(filter(None, reasons))
         seconds = _ATTEMPT * self.settings.boot_timeout
-        child = ThrowAwayChild(f"model {self.key} ({rung})", lambda say: self._load(rung, why, say), seconds, self.say)
+        child = ThrowAwayChild(
+            f"model {self.key} ({rung})", lambda say: self._load(rung, why, say), seconds, self.say, breaks=self.breaks
+        )
         return msgspec.structs.replace(child.run()[0], compile_seconds=compile_seconds)
 
     def _load(self, rung: Rung, why: str, say: Say) -> None:
         say(Doing(f"model {self.key}: loading"))
         if rung is not Rung.LIVE:
+            self._see()
             session = self.parts.engine.load(self.source, self.settings.threads)
             say(self._run(session, rung, why, say))
             return
@@ -120,13 +135,15 @@ class Attempt:
                 once(self.parts.model(session), lambda where: say(Doing(f"{where}, finding it compiled")))
         seconds = _RUN * self.settings.boot_timeout
         name = f"model {self.key} after a fork"
-        run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say)
+        run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say, breaks=self.breaks)
         say(run.run()[0])
 
     def _run(self, session: Session, rung: Rung, why: str, say: Say) -> Finding:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
         before = private_bytes() if rung is Rung.LIVE else 0
-        session.enter(self.settings.threads)
+        gpu = self.source.gpu
+        self._see()
+        session.enter(self.settings.threads, gpu)
         model, threads = self.parts.model(session), tasks()
         once(model, lambda where: say(Doing(where)))
         model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
@@ -137,9 +154,12 @@ class Attempt:
         say(Doing(f"model {model.key}: another thread"))
         bound = ""
         if self.settings.threads == 1:
-            begun = [name for task, name in tasks().items() if task not in threads]
+            begun = [] if gpu else [name for task, name in tasks().items() if task not in threads]
             # Threads that a run begins have the priority of the thread that it runs in, and keep it.
             bound = f"model {model.key}: its runs begin threads: {begun}" if begun else proof.bound_to_thread(model)
+        if bound and gpu:
+            message = f"{bound}; on a GPU runs are in a thread of their own"
+            raise ModelError(message)
         if bound:
             _log.warning("%s; it warms in the thread that serves alone", bound)
         say(Doing(f"model {model.key}: golden samples"))
@@ -152,6 +172,7 @@ class Attempt:
             batched=not difference,
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
+            device="cuda" if gpu else "cpu",
             bound=bound,
             remembered=[list(shape) for shape in model.remembered],
             precision=self.source.precision,
@@ -163,10 +184,12 @@ class Attempt:
         torch, where = model.files.toml.torch, f"model {self.key}: beside float32"
         if self.source.precision is Precision.FP32:
             if torch.precision is not Precision.FP32:
-                _log.warning("model %s: runs in fp32, since this processor has no %s", self.key, torch.precision)
+                where = self.source.gpu.gpu.name if self.source.gpu else "this processor"
+                _log.warning("model %s: runs in fp32, since %s has no %s", self.key, where, torch.precision)
             return None
         say(Doing(where))
-        plain = self.parts.engine.load(replace(self.source, precision=Precision.FP32, compiled=False), 1)
+        # On the processor, wherever the model is.
+        plain = self.parts.engine.load(replace(self.source, precision=Precision.FP32, compiled=False, gpu=None), 1)
         found = proof.largest_difference(model, self.parts.model(plain))
         bound = math.inf if torch.max_difference is None else torch.max_difference
         if found > bound or found == math.inf:

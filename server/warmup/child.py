@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
 from server.models.finding import Finding
 from server.processes import expendable, fork_child
-from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
+from server.warmup.messages import Doing, Done, Failed, Message, Say, Taken, decode, encode
 from server.warmup.polite import process_stands_back, stands_back
 
 END_SECONDS = 2.0
@@ -33,14 +33,21 @@ _log = logging.getLogger("gunicorn.error")
 class ThrowAwayChild:
     """Forks at once; `step` until it is over, then ask for the `verdict`."""
 
-    def __init__(self, name: str, work: Callable[[Say], None], patience: float, relay: Say | None = None) -> None:
-        """Run `work` in a child that may be silent for `patience` seconds. `relay` gets what it says it is doing."""
+    def __init__(
+        self, name: str, work: Callable[[Say], None], patience: float, relay: Say | None = None, *, breaks: bool = True
+    ) -> None:
+        """Run `work` in a child that may be silent for `patience` seconds. `relay` gets what it says it is doing.
+
+        `breaks`: whether its native code may be interrupted, where it stands back.
+        """
         self.name = name
         self.patience = patience
         self.relay = relay
         self.leads = False
         """Whether it leads a process group, which ends with it."""
         self.findings: list[Finding] = []
+        self.gpu_bytes = 0
+        """What all that it ran takes of a GPU; 0 where it does not say."""
         self.doing = "starting"
         self.failed: Failed | None = None
         self.done = False
@@ -51,7 +58,7 @@ class ThrowAwayChild:
         self.pid = 0
         self.pipe, write = os.pipe()
         try:
-            self.pid = fork_child(lambda: _child(write, work))
+            self.pid = fork_child(lambda: _child(write, work, breaks=breaks))
             self.pidfd = os.pidfd_open(self.pid)
         except OSError:
             os.close(self.pipe)
@@ -142,6 +149,8 @@ class ThrowAwayChild:
                     self.relay(message)
             case Finding():
                 self.findings.append(message)
+            case Taken():
+                self.gpu_bytes = message.gpu_bytes
             case Failed():
                 self.failed = message
             case Done():
@@ -163,13 +172,13 @@ def _readable(descriptor: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-def _child(write: int, work: Callable[[Say], None]) -> int:
+def _child(write: int, work: Callable[[Say], None], *, breaks: bool) -> int:
     setproctitle("warmfork: trial")
     faulthandler.enable(all_threads=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     expendable(yes=True)
     if stands_back():  # as who has forked it, whose breaks it does not have
-        process_stands_back()
+        process_stands_back(breaks=breaks)
 
     def say(message: Message) -> None:
         os.write(write, encode(message))

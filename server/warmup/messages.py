@@ -24,11 +24,17 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     unshareable: bool = False
 
 
+class Taken(msgspec.Struct, tag="taken", frozen=True):
+    """What all that it ran takes of the memory of a GPU, the CUDA context included."""
+
+    gpu_bytes: int
+
+
 class Done(msgspec.Struct, tag="done", frozen=True):
     """The work was done and the child survived it."""
 
 
-Message = Doing | Finding | Failed | Done
+Message = Doing | Finding | Taken | Failed | Done
 Say = Callable[[Message], None]
 
 _encoder = msgspec.json.Encoder()

@@ -68,12 +68,14 @@ FULL_SPEED = Pace()
 class Polite(Pace):
     """Until a time, behind everybody else."""
 
-    def __init__(self, until: Callable[[], int], *, aside: bool) -> None:
+    def __init__(self, until: Callable[[], int], *, aside: bool, breaks: bool = True) -> None:
         """Be polite up to `until()`, in milliseconds of the monotonic clock; it may change.
 
         `aside`: whether a model may run in another thread than the one that serves. It may not where it runs on several (those
         began with its session, and do not stand back) or is bound to its first; then the calling thread does it all, and rests.
+        `breaks`: whether native code may be interrupted at all. That of a GPU's driver may not.
         """
+        self.takes_breaks = breaks
         self.until = until
         self.pool = ThreadPoolExecutor(1, "polite", self._begin) if aside else None
         self.task = 0
@@ -91,7 +93,7 @@ class Polite(Pace):
         if not self.pool:
             return self.here(unit)
         ran, kept = counted(self._task / "schedstat")
-        future = self.pool.submit(self._behind, unit) if breaks else self.pool.submit(unit)
+        future = self.pool.submit(self._behind, unit) if breaks and self.takes_breaks else self.pool.submit(unit)
         try:
             while not wait([future], LOOK).done:
                 before, (ran, kept) = (ran, kept), counted(self._task / "schedstat")
@@ -147,10 +149,11 @@ class Polite(Pace):
             self.breaks.end()
 
 
-def process_stands_back() -> None:
+def process_stands_back(*, breaks: bool = True) -> None:
     """Have this process, which is to be thrown away, stand back; what it forks does as well, but takes no breaks by itself."""
     stand_back()
-    Breaks(time.CLOCK_THREAD_CPUTIME_ID).begin()
+    if breaks:
+        Breaks(time.CLOCK_THREAD_CPUTIME_ID).begin()
 
 
 def stands_back() -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.exits import AskedToStopError, ExitError, ModelError
+from server.engines.engine import Session
+from server.exits import AskedToStopError, ExitError, GpuMemoryError, ModelError
 from server.models.model import Model, Prepared
 from server.models.shapes import Shape
 from server.refusals import ModelFailedError
@@ -45,7 +46,9 @@ class Warmed:
 
     shape: Shape
     first_ms: float
+    """The whole way."""
     steady_ms: float
+    """Likewise; on a GPU what its own events say."""
     runs: int
 
 
@@ -63,7 +66,7 @@ def warm(
     """
     for place, (shape, where) in enumerate(_said(model, say)):
         other = known[place] if known else 0.0
-        times = _settle(_prepared(model, shape, where), seconds, pace, AS_FAST * other)
+        times = _settle(_prepared(model, shape, where), model.session, seconds, pace, AS_FAST * other)
         # Theirs may have been measured at a bad moment, ours may still have been getting faster: the less of both is right.
         last = sorted((times[1:] or times)[-WINDOW:])  # the first was cold
         steady = min(times[-1], other) if times[-1] <= AS_FAST * other else last[(len(last) - 1) // 2]
@@ -143,6 +146,9 @@ def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
 def _blamed(where: str) -> Iterator[None]:
     try:
         yield
+    except GpuMemoryError as error:  # which is the model's own share, and not what others leave
+        message = f"{where}: {error}"
+        raise ModelError(message) from error
     except (MemoryError, AskedToStopError):
         raise
     except ModelFailedError as error:  # our own words
@@ -155,15 +161,19 @@ def _blamed(where: str) -> Iterator[None]:
         raise ModelError(message) from error
 
 
-def _settle(run: Callable[[], None], seconds: float, pace: Pace, enough_ms: float) -> list[float]:
-    """Times in milliseconds of runs until they get no faster, two windows and `LEAST_RUNS` unless time is up; or one will do."""
+def _settle(run: Callable[[], None], session: Session, seconds: float, pace: Pace, enough_ms: float) -> list[float]:
+    """Times in milliseconds of runs until they get no faster, two windows and `LEAST_RUNS` unless time is up; or one will do.
+
+    The first is of all that there is to it, the others are the device's own where it has the time.
+    """
     window = WINDOW if pace is FULL_SPEED else WINDOW_BESIDE
 
     def timed() -> float:
         with pace.clock() as clock:
             start = clock()
             run()
-            return (clock() - start) * 1e3
+            took = (clock() - start) * 1e3
+        return session.device_ms or took if times else took
 
     times: list[float] = []
     end = time.monotonic() + seconds

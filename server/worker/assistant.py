@@ -9,7 +9,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-from server.engines.engine import Session
 from server.worker.loop import Loop
 
 Run = Callable[[], Any]
@@ -22,19 +21,18 @@ class Assistants:
     def __init__(self, loop: Loop) -> None:
         """Wake `loop` when a run is done."""
         self.loop = loop
-        self.queues: dict[type[Session], SimpleQueue[tuple[Run, Then]]] = {}
+        self.queues: dict[str, SimpleQueue[tuple[Run, Then]]] = {}
         self.done: deque[tuple[Then, Any]] = deque()
         self.wake = -1
 
-    def run(self, session: Session, run: Run, then: Then) -> None:
-        """Call `run`, which must not raise, in the thread of the session's engine, then `then` with its result in the loop."""
+    def run(self, engine: str, run: Run, then: Then) -> None:
+        """Call `run`, which must not raise, in the thread of `engine`, then `then` with its result in the loop."""
         if self.wake < 0:
             self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
             self.loop.add(self.wake, self._finish)
-        engine = type(session)
         if engine not in self.queues:
             self.queues[engine] = SimpleQueue()
-            threading.Thread(target=self._serve, args=(self.queues[engine],), name=engine.__name__, daemon=True).start()
+            threading.Thread(target=self._serve, args=(self.queues[engine],), name=engine, daemon=True).start()
         self.queues[engine].put((run, then))
 
     def _serve(self, queue: SimpleQueue[tuple[Run, Then]]) -> None:

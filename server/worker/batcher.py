@@ -137,7 +137,7 @@ class Batcher:
             self._resume(jobs, answers)
 
         queue.running = True
-        self.assistants.run(queue.model.session, lambda: self._results(queue, jobs, shape), ran)
+        self.assistants.run(queue.model.platform, lambda: self._results(queue, jobs, shape), ran)
 
     def _resume(self, jobs: Sequence[Job], answers: Answers) -> None:
         for job, answer in zip(jobs, answers, strict=True):

@@ -136,7 +136,7 @@ class BatchingWorker(Worker):
         if not self.asked_ns or not self.alive:
             return
         served = serving.current()
-        told = bool(served.board.slots["leave"][served.slot]) or served.stopping
+        told = bool(served.board.slots["leave"][served.slot]) or served.stopping or served.lost
         # The master may be in a load, and hear of it later; or never.
         heard = (served.board.get("heard_ns") - self.asked_ns) / 1e9 > GROUP_SECONDS
         waited = (time.monotonic_ns() - self.asked_ns) / 1e9 > self.cfg.graceful_timeout

@@ -21,9 +21,11 @@ from setproctitle import setproctitle
 
 from server.barrier import Barrier, Point
 from server.exits import ExitError, ModelError, ResourceError
+from server.gpus import Allotment, see
 from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.model import Model
+from server.nvml import held
 from server.processes import clear_heap, expendable, share_heap
 from server.scoreboard import NEVER, Scoreboard, now_ms, unpack
 from server.serving import Serving, serve
@@ -52,16 +54,31 @@ class Boot:
         self.barrier = barrier
         self.generation = generation
         self.settings = settings
+        self.gpu = self._allotment()
         self.entered = time.monotonic()
         self.models: list[Model] = []
         self.pace: Pace = FULL_SPEED
         self.known: dict[str, list[float]] = {}
         """By model, how long each shape takes others that are proven with the same; see `_known`."""
 
+    def _allotment(self) -> Allotment | None:
+        """What it may use of the GPU that the master has given it, if a model runs on one."""
+        if not self.generation.on_gpu:
+            return None
+        workers = self.board.get("active") + self.board.get("standby")
+        return self.settings.allotment(workers, int(self.board.slots["gpu"][self.slot]))
+
+    @property
+    def device(self) -> str:
+        """`cpu`, or the GPU's name among those that are visible."""
+        return self.gpu.gpu.device if self.gpu else "cpu"
+
     def begin(self, backoff: float) -> None:
         """Take the slot, set the boot deadline, wait out the back-off, wait for the turn."""
         self.board.slots["pid"][self.slot] = os.getpid()
-        self.board.slots["device"][self.slot] = b"cpu"
+        self.board.slots["device"][self.slot] = self.device.encode()
+        if self.gpu:
+            see(self.gpu.gpu)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         share_heap()
         expendable(yes=True)
@@ -83,7 +100,7 @@ class Boot:
             self.expect_end(now_ms() + left_ms)
         if self.turn != ALONE:
             bound = any(holding.finding.bound for holding in self.generation.holdings)
-            self.pace = Polite(lambda: self.turn, aside=self.settings.threads == 1 and not bound)
+            self.pace = Polite(lambda: self.turn, aside=self.settings.threads == 1 and not bound, breaks=not self.gpu)
 
     def load(self) -> None:
         """Open every model of the generation, and make them what this process serves."""
@@ -91,8 +108,11 @@ class Boot:
             self.enter(Event.LOAD)
             for holding in self.generation.holdings:
                 self.say(f"model {holding.files.key}: loading")
-                # Without breaks: what opens files may be native code that does not bear to be interrupted.
-                self.models.append(self.pace.aside(partial(holding.open, self.settings.threads), breaks=False))
+                opened = partial(holding.open, self.settings.threads, self.gpu)
+                if holding.on_gpu:  # the driver's threads have the priority of the one that begins them, and keep it
+                    self.models.append(self.pace.here(opened))
+                else:  # without breaks: what opens files may be native code that does not bear to be interrupted
+                    self.models.append(self.pace.aside(opened, breaks=False))
             serve(Serving(self.models, self.board, self.slot, self.settings))
 
     def warm(self) -> None:
@@ -107,6 +127,8 @@ class Boot:
                 rows = self.board.slots["models"][self.slot][model.index]["shapes"]
                 for place, warmed in enumerate(warm(model, self.say, seconds, self.pace, self.known[model.key])):
                     rows[place] = (warmed.first_ms, warmed.steady_ms)
+            if self.gpu:
+                self.board.slots["gpu_bytes"][self.slot] = held(self.gpu.gpu) or self.generation.gpu_bytes
 
     def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
         """Check every answer, then serve a short load of our own: together with the others where nobody else serves."""
@@ -205,7 +227,7 @@ class Boot:
     def title(self) -> None:
         """Be seen in `ps` as what this process is."""
         role = self.role.name.lower()
-        setproctitle(f"warmfork: worker {self.slot} · {role} · gen {self.generation.number} · cpu")
+        setproctitle(f"warmfork: worker {self.slot} · {role} · gen {self.generation.number} · {self.device}")
 
     def arrive(self, point: Point) -> None:
         """Write down that this worker has reached a point of the barrier. The master's loop looks there."""

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[int, dict[str, Any], str]] = {
     "unknown": (78, {"worker": 2}, r"WARMFORK_WORKER=2: no such setting; the nearest is WARMFORK_WORKERS"),
     "range": (78, {"boot_timeout": 0}, r"WARMFORK_BOOT_TIMEOUT=0: must be a number from 0.1 to 86400"),
     "contradiction": (78, {"workers": 3, "max_workers": 2}, r"WARMFORK_WORKERS=3: must be at most WARMFORK_MAX_WORKERS=2"),
-    "device": (75, {"device": "cuda"}, r"WARMFORK_DEVICE=cuda: no .*"),
+    "device": (75, {"device": "cuda:999"}, r"WARMFORK_DEVICE=cuda:999: no such GPU.*"),
     "memory": (75, {"workers": 512, "memory_headroom": 0.95}, r"no memory for 512 workers: .*WARMFORK_MEMORY_HEADROOM=0\.95"),
 }
 

@@ -185,7 +185,7 @@ def opened() -> Iterator[Start]:
             server = Server(**given)
             servers.append(server)
             room = SimpleNamespace(beside=lambda wanted: server.beside or wanted)
-            patch.setattr(succession, "Room", lambda *_: room)
+            patch.setattr(succession, "Room", lambda *_, **__: room)
             patch.setattr(workforce, "os", SimpleNamespace(kill=server.kill))
             patch.setattr(workforce, "unsafe", lambda: server.unsafe)
             if settled:

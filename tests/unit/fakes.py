@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from server.gpus import Allotment
 from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.models.repository import ModelFiles
@@ -28,8 +29,9 @@ class FakeSession:
     runs: list[Tensors] = field(default_factory=list)
     settled: bool = False
     overlaps: bool = False
+    device_ms: float = 0.0
 
-    def enter(self, threads: int) -> None:
+    def enter(self, threads: int, gpu: Allotment | None = None) -> None:
         """Nothing: a function has the threads of whoever calls it."""
 
     def settle(self) -> None:

@@ -38,15 +38,11 @@ class Device:
         return {"y": inputs["x"]}
 
 
-class OtherSession(FakeSession):
-    """The session of another engine."""
-
-
-def beside(device: Device, kind: type[FakeSession] = FakeSession, **toml: object) -> Model:
+def beside(device: Device, **toml: object) -> Model:
     """A model whose engine works on `device`."""
     made = model(device.run, **{"batch_sizes": SIZES, **toml})  # type: ignore[arg-type] # named and indexed by the test
     assert isinstance(made.session, FakeSession)
-    made.session = kind(device.run, made.session.inputs, made.session.outputs, overlaps=True)
+    made.session = FakeSession(device.run, made.session.inputs, made.session.outputs, overlaps=True)
     return made
 
 
@@ -117,7 +113,8 @@ def test_the_next_batch_gathers() -> None:
 def test_one_thread_for_each_engine() -> None:
     """Models of one engine share its thread; another engine's run beside them."""
     one, other = Device(), Device()
-    models = [beside(one, name="a"), beside(one, name="b", index=1), beside(other, OtherSession, name="c", index=2)]
+    models = [beside(one, name="a"), beside(one, name="b", index=1), beside(other, name="c", index=2)]
+    models[2].platform = "another"
     with lines(*models) as line:
         for _ in range(3):
             asked = [line.ask(each, row(number + 1)) for number, each in enumerate(models)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from server.exits import ResourceError
@@ -14,15 +17,26 @@ MIB = 1 << 20
 MODEL = 76 * MIB  # with what a worker takes anyway: 100 MiB
 
 
-def room(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **environ: str) -> Room:
-    """The room for workers, of which there are 8 by default, in `limit` MiB; the master and another process hold `held`."""
+def machine(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, **environ: str) -> tuple[Settings, list[Finding]]:
+    """What is asked for and what was found on a machine of 8 cores and `limit` MiB, of which two processes hold `held`."""
     monkeypatch.setattr("server.settings.cores", lambda: 8)
     monkeypatch.setattr(capacity, "memory_limit", lambda: limit * MIB)
     monkeypatch.setattr(capacity, "family", lambda _pid: [1, 2])
     monkeypatch.setattr(capacity, "memory", lambda _pid: {"Pss": held * MIB // 2})
     finding = Finding("m/1", "fake", "private", "", batched=True, shapes=[], private_bytes=MODEL)
     read = Settings.read({"WARMFORK_MEMORY_HEADROOM": "0.5"} | {f"WARMFORK_{name}": text for name, text in environ.items()})
-    return Room(read, [finding])
+    return read, [finding]
+
+
+def room(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **environ: str) -> Room:
+    """The room for workers, of which there are 8 by default, in `limit` MiB; the master and another process hold `held`."""
+    return Room(*machine(monkeypatch, limit, held, **environ))
+
+
+def room_on_gpus(monkeypatch: pytest.MonkeyPatch, limit: int, fitting: int, **environ: str) -> Room:
+    """The same where they run on GPUs, in which there is room for `fitting`."""
+    gpus: Any = SimpleNamespace(fitting=fitting, sums="the sums of GPUs")
+    return Room(*machine(monkeypatch, limit, 0, **environ), gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +96,18 @@ def test_none_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "^no memory for a worker beside those that serve: a worker takes 100 MiB, 99 MiB are left of 398 MiB"
     with pytest.raises(ResourceError, match=line):
         room(monkeypatch, 398, 100).beside(8)
+
+
+@pytest.mark.parametrize(("limit", "on_gpus", "count"), [(1600, 9, 8), (1600, 5, 5), (600, 5, 3), (600, 1, 1)])
+def test_on_gpus(monkeypatch: pytest.MonkeyPatch, limit: int, on_gpus: int, count: int) -> None:
+    """The scarcer of both memories says how many workers there are by default."""
+    assert count == room_on_gpus(monkeypatch, limit, on_gpus).first()
+
+
+def test_none_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is refused hears of the one that lacks."""
+    with pytest.raises(ResourceError, match=r"^no memory for 2 workers: the sums of GPUs$"):
+        room_on_gpus(monkeypatch, 1600, 1, WORKERS="2").first()
+    with pytest.raises(ResourceError, match=r"^no memory for 2 workers: a worker takes 100 MiB"):
+        room_on_gpus(monkeypatch, 198, 1, WORKERS="2").first()
+    assert 1 == room_on_gpus(monkeypatch, 1600, 1).beside(2)

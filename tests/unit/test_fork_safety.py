@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from server import fork_safety
-from server.exits import UnshareableError
+from tests.fake_gpu.libcuda import LibCuda
 
 START = """
 import faulthandler, os, threading
@@ -19,10 +20,11 @@ stop = threading.Event()
 """
 
 
-def run(program: str) -> str:
-    """What `program` prints in a process that has done nothing else."""
-    command = [sys.executable, "-c", START + program]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=True, text=True).stdout.strip()
+def run(program: str, environ: Mapping[str, str] | None = None) -> str:
+    """What `program` prints in a process that has done nothing else, with `environ` besides our own."""
+    command, given = [sys.executable, "-c", START + program], {**os.environ, **(environ or {})}
+    asked = subprocess.run(command, cwd=Path(__file__).parents[2], env=given, capture_output=True, check=True, text=True)
+    return asked.stdout.strip()
 
 
 def test_clean() -> None:
@@ -81,14 +83,17 @@ except ZeroDivisionError:
     assert "passed" == passed
 
 
-def test_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An open NVIDIA device is CUDA, and is named."""
-    monkeypatch.setattr(fork_safety, "tasks", dict)
-    opened = ["/dev/null", "/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia0", "/tmp/nvidia"]  # noqa: S108 - only a name
-    monkeypatch.setattr(fork_safety, "_open_files", lambda: iter(opened))
+def test_driver(tmp_path: Path) -> None:
+    """The driver itself is asked whether anybody has initialised it, wherever it lies; to have it loaded is harmless."""
+    program = """
+import ctypes
+driver = ctypes.CDLL("libcuda.so.1")
+print(repr(unsafe()))
+driver.cuInit(0)
+print(unsafe())
+"""
+    library = LibCuda(tmp_path / "driver")
+    before, after = run(program, library.environ).splitlines()
 
-    with (
-        pytest.raises(UnshareableError, match=r"^it left CUDA, which is open on /dev/nvidia0, /dev/nvidiactl in the process"),
-        fork_safety.fork_safe("it"),
-    ):
-        pass
+    assert "''" == before
+    assert f"CUDA, which is initialised in {library.folder}/libcuda.so.1" == after

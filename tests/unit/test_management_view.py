@@ -57,7 +57,7 @@ def view(child: subprocess.Popen[bytes]) -> View:
     slot = board.slots[0]
     slot["word"], slot["pid"], slot["generation"], slot["device"] = pack(State.ACTIVE, NEVER), child.pid, 2, b"cpu"
     slot["phases"][State.WARMING] = 1.25
-    slot["connections"], slot["waiting"] = 3, 2
+    slot["connections"], slot["waiting"], slot["gpu_bytes"] = 3, 2, 5
     for index, requests in ((0, 5), (2, 7)):
         each = board.slots[index]
         each["requests"], each["errors"], each["duration_sum"] = requests, 1, 0.5
@@ -96,6 +96,7 @@ def test_status_has_what_the_contract_lists(view: View, child: subprocess.Popen[
                 "batch=8,length=16": {"first_ms": 30.0, "steady_ms": None},
             }
         },
+        "gpu_bytes": 5,
         "connections": 3,
         "waiting": 2,
         "requests": 5,
@@ -165,6 +166,7 @@ def test_metrics_parse_and_count_every_slot(view: View) -> None:
     assert samples["warmfork_ready",] == 1
     assert samples["warmfork_phase", ("phase", "serving")] == 1
     assert samples["warmfork_worker_memory_bytes", ("kind", "pss"), ("slot", "0")] > 0
+    assert samples["warmfork_worker_memory_bytes", ("kind", "gpu"), ("slot", "0")] == 5
 
 
 def test_a_notice_is_whole_while_it_is_written() -> None:

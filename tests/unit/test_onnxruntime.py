@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import onnx
 import pytest
 from onnx import helper
 
+from server.engines import onnx_cuda
 from server.engines.catalogue import engine_for
 from server.engines.engine import Rung, Source
 from server.engines.onnxruntime import ENGINE, OnnxSession
-from server.exits import ConfigurationError
+from server.exits import ConfigurationError, GpuLostError, GpuMemoryError, ModelError, ResourceError
+from server.gpus import Allotment, Gpu
 from server.refusals import BadInputError
 from server.tensors import ANY, DTYPES, TensorSpec
 from tests.models import dense, graph, identity
@@ -252,6 +255,90 @@ def test_rungs(tmp_path: Path) -> None:
     for source in (inside, outside):
         assert ENGINE.rungs(source, 1)[0] == (Rung.LIVE, "")
         assert "WARMFORK_THREADS=2" in ENGINE.rungs(source, 2)[0][1]
+
+
+# On a GPU. There is none here: what binds runs on the processor, what allocates is a stub.
+
+GPU = Allotment(Gpu("GPU-a", "Fake", 64 << 20, 0, (9, 0)), 1 << 20)
+
+
+@pytest.mark.parametrize("datatype", DTYPES)
+def test_bound(tmp_path: Path, datatype: str) -> None:
+    """Each datatype goes through bound inputs and outputs unchanged; texts and bfloat16, which can't be bound, without."""
+    session = OnnxSession(loaded(tmp_path, identity(datatype)).session, tmp_path, GPU)
+    assert (datatype not in ("BF16", "BYTES")) is session.binds
+    assert session.overlaps
+    given = values(datatype)
+    for lying in (given, np.repeat(given, 2, axis=1)[:, ::2], np.asfortranarray(given)):
+        answer = session.run({"x": lying})
+        assert ["y"] == list(answer)
+        assert (given.dtype, given.shape) == (answer["y"].dtype, answer["y"].shape)
+        same = given.tolist() == answer["y"].tolist() if datatype == "BYTES" else given.tobytes() == answer["y"].tobytes()
+        assert same
+
+
+def test_never_live_on_a_gpu(tmp_path: Path) -> None:
+    """A session on a GPU is each worker's own, and why is said."""
+    for path, rung in ((saved(tmp_path / "1", dense(16)), Rung.PRIVATE), (external(tmp_path / "2"), Rung.MAPPED)):
+        ((found, why),) = ENGINE.rungs(Source(path, gpu=GPU), 1)
+        assert (rung, "a session on a GPU belongs to the process that made it") == (found, why)
+
+
+def test_build_without_cuda(tmp_path: Path) -> None:
+    """A build without CUDA says so when it is asked, and never runs on the processor what was meant for a GPU."""
+    assert re.fullmatch(
+        r"onnxruntime [\d.]+ is a build without CUDAExecutionProvider \(onnxruntime-gpu has it\)", ENGINE.no_gpu(tmp_path)
+    )
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(ResourceError, match="cannot load its CUDA"),
+    ):
+        ENGINE.load(Source(saved(tmp_path, dense(16)), gpu=GPU), 1)
+
+
+def test_bounds_of_the_provider() -> None:
+    """What it may take, and that it tries all algorithms, is told to the provider."""
+    name, options = onnx_cuda.provider(GPU)
+    assert "CUDAExecutionProvider" == name
+    assert {"gpu_mem_limit": str(1 << 20), "cudnn_conv_algo_search": "EXHAUSTIVE", "device_id": "0"}.items() <= options.items()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 9",
+        "Available memory of 4 is smaller than requested bytes of 9",
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_no_memory_on_a_gpu(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of a GPU that runs out is told from the machine's: on a request, and in a load, which names the bound."""
+    session = OnnxSession(loaded(tmp_path, identity()).session, tmp_path, GPU)
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(onnx_cuda, "run", full)
+    with pytest.raises(GpuMemoryError, match=re.escape(words)):
+        session.run({"x": np.zeros((1, 3), np.float32)})
+    monkeypatch.setattr("onnxruntime.InferenceSession", full)
+    with pytest.raises(ModelError, match=rf"model\.onnx: does not fit into 1 MiB of cuda:0: {re.escape(words)}"):
+        ENGINE.load(Source(tmp_path / "model.onnx", gpu=GPU), 1)
+
+
+def test_a_lost_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure of CUDA is one after which nothing succeeds; what a model raises else is not."""
+    session = OnnxSession(loaded(tmp_path, identity()).session, tmp_path, GPU)
+    for words, kind in (("CUDA failure 700: an illegal memory access", GpuLostError), ("Non-zero status code", RuntimeError)):
+
+        def fails(*_: object, words: str = words) -> None:
+            raise RuntimeError(words)
+
+        monkeypatch.setattr(onnx_cuda, "run", fails)
+        with pytest.raises(RuntimeError, match=words) as caught:
+            session.run({"x": np.zeros((1, 3), np.float32)})
+        assert kind is caught.type
 
 
 def test_catalogue(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Half precision: what the processor says that it has."""
+"""Half precision: what the processor says that it has, and what a GPU does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from server.engines.engine import Precision
 from server.engines.precision import available
+from server.gpus import Allotment, Gpu
 
 X86 = """processor	: 0
 vendor_id	: GenuineIntel
@@ -47,14 +48,24 @@ def test_what_the_processor_has(tmp_path: Path, text: str, flags: str, has: str)
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_bytes(text.format(flags=flags).encode(errors="surrogateescape"))
 
-    assert Precision.FP32 is available(Precision.FP32, cpuinfo)
+    assert Precision.FP32 is available(Precision.FP32, cpuinfo=cpuinfo)
     for asked in (Precision.BF16, Precision.FP16):
-        assert (asked if asked in has.split() else Precision.FP32) is available(asked, cpuinfo)
+        assert (asked if asked in has.split() else Precision.FP32) is available(asked, cpuinfo=cpuinfo)
+
+
+@pytest.mark.parametrize(
+    ("capability", "has"), [((5, 2), ""), ((5, 3), "fp16"), ((7, 5), "fp16"), ((8, 0), "fp16 bf16"), ((10, 0), "fp16 bf16")]
+)
+def test_what_a_gpu_has(tmp_path: Path, capability: tuple[int, int], has: str) -> None:
+    """A model for a GPU goes by what that can calculate, whatever the processor has."""
+    gpu = Allotment(Gpu("GPU-a", "Fake", 1, 0, capability), 1)
+    for asked in (Precision.BF16, Precision.FP16):
+        assert (asked if asked in has.split() else Precision.FP32) is available(asked, gpu, tmp_path / "missing")
 
 
 def test_float32_asks_nobody(tmp_path: Path) -> None:
     """Who asks for nothing special needs no list of the processor's instructions."""
-    assert Precision.FP32 is available(Precision.FP32, tmp_path / "missing")
+    assert Precision.FP32 is available(Precision.FP32, cpuinfo=tmp_path / "missing")
 
 
 def test_this_processor() -> None:

@@ -15,6 +15,7 @@ FULL = """
 file = "net/model.onnx"
 versions = [3, 1]
 batch_sizes = [1, 8]
+device = "cpu"
 python = "model.py"
 golden = ["golden/a.json", "b.npz"]
 rtol = 0
@@ -69,6 +70,7 @@ def test_full(tmp_path: Path) -> None:
         file="net/model.onnx",
         versions=[3, 1],
         batch_sizes=[1, 8],
+        device="cpu",
         axes={"length": [16, 128]},
         python="model.py",
         inputs=[TensorTable("text", "BYTES", [-1, 1])],
@@ -118,6 +120,7 @@ def test_full(tmp_path: Path) -> None:
         ("[text]\ntokenizer = ''", "$.text.tokenizer"),
         ("[text]\ninput = ''", "$.text.input"),
         ("[text]\nmax_bytes = 0", "$.text.max_bytes"),
+        ('device = "cuda"', "$.device"),
         ("[text]\ntruncate = 1", "$.text.truncate"),
         ("text = true", "$.text"),
         ("[torch]\ncompil = true", "unknown key [torch] 'compil'; the nearest known one is 'compile'"),

@@ -189,3 +189,35 @@ def test_overdue(slots: Slots) -> None:
     slots.board.renew(serving, 0)
 
     assert [booting] == slots.overdue()
+
+
+def test_gpus() -> None:
+    """Who takes a slot gets a GPU with it, which is written there; whoever replaces one gets the same, on whatever slot."""
+    slots = Slots(Scoreboard.create(8), BOOT, gpus=2)
+    taken = [take(slots) for _ in range(3)]
+    assert [0, 1, 0] == slots.board.slots["gpu"][taken].tolist()
+    for index in taken:
+        before = int(slots.board.slots["gpu"][index])
+        slots.free(index)
+        assert before == next(slots.coming_gpus(1)) == slots.board.slots["gpu"][take(slots)]
+    others = [take(slots, 2) for _ in range(3)]
+    assert [1, 0, 1] == slots.board.slots["gpu"][others].tolist()
+
+
+@pytest.mark.parametrize("field", ["leave", "spent", ""])
+@pytest.mark.parametrize("gone", range(3))
+def test_gpu_of_who_leaves(field: str, gone: int) -> None:
+    """Whoever replaces a worker that still leaves gets its GPU, also where the other ones have as many."""
+    slots = Slots(Scoreboard.create(8), BOOT, gpus=2)
+    taken = [take(slots, moves=5) for _ in range(3)]
+    if field:
+        slots.board.slots[field][taken[gone]] = 1
+    else:
+        slots.board.move(taken[gone], Event.LEAVE)
+    assert slots.board.slots["gpu"][taken[gone]] == next(slots.coming_gpus(1))
+
+
+def test_no_gpus(slots: Slots) -> None:
+    """Where there are none, nothing is written."""
+    assert [] == list(slots.coming_gpus(1))
+    assert [0, 0] == slots.board.slots["gpu"][[take(slots), take(slots)]].tolist()

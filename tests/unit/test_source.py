@@ -78,7 +78,7 @@ def test_what_else_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has", [True, False])
 def test_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has: bool) -> None:  # noqa: FBT001
     """The precision is that of `model.toml` if the processor has it."""
-    monkeypatch.setattr(sources, "available", lambda asked: asked if has else Precision.FP32)
+    monkeypatch.setattr(sources, "available", lambda asked, _gpu: asked if has else Precision.FP32)
 
     made = source(files(tmp_path, torch={"precision": "bf16"}), OperatorPython())
 

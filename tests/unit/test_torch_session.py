@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from server.engines.engine import Precision, Source
-from server.engines.torch_session import DTYPES, TorchSession, declared, refusal
+from server.engines.torch_session import TorchSession, declared, refusal
+from server.engines.torch_tensors import DTYPES
 from server.exits import ConfigurationError, ModelError
 from server.tensors import ANY, FLOATS, Array, TensorSpec
 from server.tensors import DTYPES as NUMPY

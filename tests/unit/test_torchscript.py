@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from server.engines import torchscript
 from server.engines.catalogue import engine_for
 from server.engines.engine import Precision, Rung, Source
 from server.engines.torchscript import ENGINE
@@ -144,6 +145,43 @@ def test_half_precision(tmp_path: Path) -> None:
     assert np.float32 == came.dtype
     np.testing.assert_allclose(answer([[1, 1, 1]]), came, rtol=0.02, atol=0.01)
     assert (answer([[1, 1, 1]]) != came).any()
+
+
+class OnesMade(torch.nn.Module):
+    """A program that makes a tensor."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As many as there are rows."""
+        return x + torch.arange(3)
+
+
+class OnesHeld(torch.nn.Module):
+    """A program that holds a tensor which is no weight."""
+
+    def __init__(self) -> None:
+        """Ones."""
+        super().__init__()
+        self.held = torch.ones(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add them."""
+        return x + self.held
+
+
+@pytest.mark.parametrize(("module", "stays"), [(Weight(), False), (OnesMade(), True), (OnesHeld(), True)])
+def test_what_stays_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: torch.nn.Module, *, stays: bool
+) -> None:
+    """A program that was traced with tensors of the processor is none for a GPU, and says what to do; one of weights alone is."""
+    monkeypatch.setattr(torchscript, "no_cuda", lambda: "")
+    path = tmp_path / "model.pt"
+    torch.jit.save(torch.jit.trace(module, torch.rand(2, 3)), path)  # type: ignore[no-untyped-call]
+    assert ("torch.export (.pt2) has none" in ENGINE.no_gpu(path)) is stays
+
+
+def test_no_file_at_all(tmp_path: Path) -> None:
+    """Where the file is none, that is for the check to say; and this torch is one for the processor."""
+    assert "is a build for the processor alone" in ENGINE.no_gpu(tmp_path / "model.pt")
 
 
 def test_rungs(tmp_path: Path) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from server.exits import ModelError
+from server.exits import GpuMemoryError, ModelError
 from server.models.model import Model
 from server.models.operator import OperatorPython
 from server.refusals import BadInputError
@@ -102,6 +102,42 @@ def test_known(monkeypatch: pytest.MonkeyPatch, times: list[float], known: float
 
     assert runs == only.runs
     assert [times[0], steady] == pytest.approx([only.first_ms, only.steady_ms])
+
+
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the first run is the whole of it, and its own time counts from then on, to settle and to be kept."""
+    device = iter([99.0, 3.0, 2.0, 2.5, 2.25, 2.125, 2.0])
+    clock = Clock([500, 40])
+    clock.rules(monkeypatch)
+    made = model(clock.run, batch_sizes=[1])
+    session = made.session
+    assert isinstance(session, FakeSession)
+
+    def run(inputs: Tensors) -> dict[str, Array]:
+        session.device_ms = next(device)
+        return clock.run(inputs)
+
+    session.answer = run
+    (only,) = warm.warm(made, lambda _: None)
+
+    assert [500, 2.25, 6] == pytest.approx([only.first_ms, only.steady_ms, only.runs])
+
+
+def test_no_memory_on_a_gpu() -> None:
+    """Memory of a GPU that runs out is the model's own fault, and the shape is named; that of the machine is nobody's."""
+
+    def full(error: MemoryError) -> Callable[[Tensors], dict[str, Array]]:
+        def run(inputs: Tensors) -> dict[str, Array]:
+            if len(inputs["x"]) == 4:
+                raise error
+            return echo(inputs)
+
+        return run
+
+    with pytest.raises(ModelError, match=r"^model m/1, shape batch=4: no room$"):
+        list(warm.warm(model(full(GpuMemoryError("no room"))), lambda _: None))
+    with pytest.raises(MemoryError, match=r"^no room$"):
+        list(warm.warm(model(full(MemoryError("no room"))), lambda _: None))
 
 
 def test_every_shape() -> None:
