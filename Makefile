@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: setup serve test test-gpu bench load lint format types pins clean help
+.PHONY: setup serve test test-gpu bench bench-gpu load lint format types pins clean help
 
 setup: .venv/stamp  ## make .venv with everything pinned
 
@@ -19,19 +19,19 @@ serve: setup  ## run the server in the foreground, with the demo models unless W
 test: setup lint types  ## lint, types and every test that needs no GPU
 	$(BIN)/python -m pytest -q -m 'not gpu' -n 2 --dist loadfile
 
-test-gpu:  ## every test that needs a GPU; says so where there is none
-	@if [ -e /dev/nvidiactl ] || nvidia-smi --list-gpus >/dev/null 2>&1; then \
-		$(MAKE) --no-print-directory gpu-tests; \
-	else \
-		echo 'make test-gpu: no NVIDIA GPU here, nothing to test'; \
-	fi
-
-.PHONY: gpu-tests
-gpu-tests: setup
-	$(BIN)/python -m pytest -q -m gpu || [ $$? -eq 5 ]  # 5: no test is marked gpu
-
 bench: setup  ## the benchmarks, into bench-results/*.json and a table
 	$(BIN)/python -m bench
+
+ifeq ($(wildcard /dev/nvidiactl)$(shell command -v nvidia-smi),)
+test-gpu bench-gpu:
+	@echo 'make $@: no NVIDIA GPU here, nothing to run'
+else
+test-gpu: setup  ## every test that needs a GPU; says so where there is none
+	$(BIN)/python -m pytest -q -m gpu
+
+bench-gpu: setup  ## the benchmarks that need a GPU; says so where there is none
+	$(BIN)/python -m bench gpu
+endif
 
 load: setup  ## the load tests, into load-results/*.json, plots and a table
 	$(BIN)/python -m workloads

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bench import batching, boot, cold, compiled, embed, images, memory, probes, scaling, tail, throughput
+from bench import batching, boot, cold, compiled, embed, images, memory, on_gpu, probes, scaling, tail, throughput
 from bench.report import Report, Say, table, write
 
 BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
@@ -26,6 +26,8 @@ BENCHMARKS: Mapping[str, Callable[[Path, Say], Report]] = {
     "scale": scaling.run,
 }
 """Each is given an empty folder to work in, which all of a run share, and a way to say how far it is."""
+ON_GPU: Mapping[str, Callable[[Path, Say], Report]] = {"gpu": on_gpu.run}
+"""Those that need a GPU, and run where they are named."""
 
 RESULTS = Path("bench-results")
 
@@ -33,10 +35,12 @@ RESULTS = Path("bench-results")
 def main() -> int:
     """Run what is named, or everything; 1 if a bound is broken."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the server; results in bench-results/.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(BENCHMARKS)}; all of them if none is given")
+    known = {**BENCHMARKS, **ON_GPU}
+    which = f"which: {', '.join(known)}; all if none is given, but for those that need a GPU ({', '.join(ON_GPU)})"
+    parser.add_argument("names", nargs="*", metavar="name", help=which)
     names = parser.parse_args().names or list(BENCHMARKS)
-    if unknown := sorted(set(names) - set(BENCHMARKS)):
-        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(known)}")
     started = time.monotonic()
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory(prefix="warmfork-bench-") as folder:
@@ -46,7 +50,7 @@ def main() -> int:
                 print(f"[{time.monotonic() - started:4.0f} s] {name}: {what}", file=sys.stderr, flush=True)
 
             say("begins")
-            reports[name] = BENCHMARKS[name](Path(folder), say)
+            reports[name] = known[name](Path(folder), say)
             write(reports[name], RESULTS / f"{name}.json")
     print(table(reports))
     return int(any(report.broken for report in reports.values()))

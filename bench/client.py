@@ -19,6 +19,7 @@ import psutil
 from tests.server import Server
 
 PATIENCE = 120.0
+NUMBERS = {np.dtype(np.float32): "FP32", np.dtype(np.uint8): "UINT8"}
 
 
 def get(path: str) -> bytes:
@@ -27,7 +28,7 @@ def get(path: str) -> bytes:
 
 
 def infer(model: str, inputs: Mapping[str, npt.NDArray[Any]], *, binary: bool = True) -> bytes:
-    """The bytes of an inference request; inputs, floats or texts, and outputs are binary tensors or JSON.
+    """The bytes of an inference request; inputs, floats, pixels or texts, and outputs are binary tensors or JSON.
 
     In JSON a float is written as the shortest number that is read as the same FP32.
     """
@@ -51,8 +52,8 @@ def _shortest(array: npt.NDArray[Any]) -> list[Any]:
 
 def _raw(array: npt.NDArray[Any]) -> tuple[str, bytes]:
     """The datatype of an array and its items as the protocol has them."""
-    if array.dtype == np.float32:
-        return "FP32", array.tobytes()
+    if array.dtype in NUMBERS:
+        return NUMBERS[array.dtype], array.tobytes()
     texts = [text.encode() for text in array.ravel()]
     return "BYTES", b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 

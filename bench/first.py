@@ -55,6 +55,7 @@ class Case:
     workers: int = 1
     rounds: int = ROUNDS
     pauses: int = 1
+    device: str = "cpu"
 
 
 def both(case: Case, say: Say) -> Both:
@@ -66,7 +67,7 @@ def both(case: Case, say: Say) -> Both:
         turn = start % len(shapes)
         for found, arguments in ((warm, ()), (cold, CONTROL))[: 2 if start < case.controls else 1]:
             say(f"{case.what}, start {start + 1} of {case.starts}{', control' if arguments else ''}")
-            with Server(case.models, *arguments, workers=case.workers) as server:
+            with Server(case.models, *arguments, workers=case.workers, device=case.device) as server:
                 found.append(_start(server, case, shapes[turn:] + shapes[:turn]))
     return warm, cold
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from server import __version__
+from server import __version__, gpus
 
 STACK = (
     "gunicorn",
@@ -45,6 +45,7 @@ def facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "warmfork": __version__,
+        "gpus": gpus.chosen("auto", os.environ),
         **{name: version(name) for name in STACK},
     }
 

@@ -39,6 +39,11 @@ def image(batch: int) -> Inputs:
     return {"image": numbers(batch, 3, 224, 224)}
 
 
+def pixels(batch: int) -> Inputs:
+    """The same as bytes."""
+    return {"image": (256 * numbers(batch, 3, 224, 224)).astype(np.uint8)}
+
+
 def embed(folder: Path) -> Path:
     """The demo model."""
     return _demo(folder, "embed")
