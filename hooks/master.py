@@ -41,9 +41,6 @@ def on_starting(arbiter: Arbiter) -> None:
             bound(read.bind, "WARMFORK_BIND").close()
         master = Master(read)
     signals.hold_around_forks()
-    address = master.keeper.socket.getsockname()
-    who = "an older master's, until this one is warm" if master.predecessor else master.keeper.pid
-    _log.info("Management at: http://%s:%d (%s)", address[0], address[1], who)
 
 
 def when_ready(arbiter: Arbiter) -> None:

@@ -80,7 +80,7 @@ def find(seconds: float = SECONDS) -> list[list[Gpu]]:
                 asked.communicate(timeout=1)
     said = why.decode(errors="replace").strip()
     if asked.returncode:
-        message = f"NVML: {said.rpartition(chr(10))[2]}"
+        message = f"NVML: {said.rpartition(chr(10))[2] or f'who asked it ended with {asked.returncode}'}"
         raise ResourceError(message)
     if said:
         _log.warning("NVML: %s", said)

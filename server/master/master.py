@@ -103,6 +103,9 @@ class Master:
         self.turn()
         setproctitle(TITLE)
         self._keep()
+        address = self.keeper.socket.getsockname()
+        who = "an older master's, until this one is warm" if self.predecessor else self.keeper.pid
+        _log.info("Management at: http://%s:%d (%s)", address[0], address[1], who)
 
     def _with_gpus(self, settings: Settings) -> Settings:
         """The settings with the GPUs that there are; the driver may take its time to say so."""
@@ -204,17 +207,16 @@ class Master:
         if active >= self.settings.max_workers:
             _log.warning("TTIN refused: %d workers are WARMFORK_MAX_WORKERS", active)
             return
-        if newest := self.succession.coming or self.succession.serving:
-            try:
-                self.workforce.expect_room(newest)
-            except ResourceError as error:
-                _log.warning("TTIN refused: %s", error)
-                return
+        generations = [each for each in (self.succession.serving, self.succession.coming) if each]
+        try:
+            self.workforce.expect_room(*generations)
+        except ResourceError as error:
+            _log.warning("TTIN refused: %s", error)
+            return
         self.board.set("active", active + 1)
         self.scaled = True
-        for generation in (self.succession.serving, self.succession.coming):
-            if generation:
-                self.workforce.promote(generation)
+        for generation in generations:
+            self.workforce.promote(generation)
 
     def shrink(self) -> None:
         """One worker fewer."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-
-from msgspec.structs import replace
+from collections.abc import Callable, Iterable, Iterator
 
 from server.exits import ResourceError
-from server.gpus import find, visible
+from server.gpus import find
 from server.settings import Settings
 
 WHILE_SERVING = 10.0
@@ -34,19 +31,23 @@ class GpuRoom:
     """What is left of the memory of each GPU, beside the headroom and what anybody holds by now."""
 
     def __init__(
-        self, settings: Settings, each: int, coming: Iterator[int], booting: Iterable[int], seconds: float = WHILE_SERVING
+        self,
+        settings: Settings,
+        each: int,
+        coming: Iterator[int],
+        booting: Callable[[], Iterable[int]],
+        seconds: float = WHILE_SERVING,
     ) -> None:
         """Ask NVML, before workers are forked of which `each` takes so many bytes; for up to `seconds`.
 
-        `coming`: the GPU of each, one after another. `booting`: of each that has one, and may hold nothing of it yet.
+        `coming`: the GPU of each, one after another. `booting` gives that of each which has one, and may hold nothing of it yet.
         Raises `ResourceError` if NVML fails.
         """
         self.each = each
         self.headroom = settings.memory_headroom
-        now = {gpu.uuid: gpu for gpu in visible(find(seconds), os.environ)}
-        gpus = [now.get(gpu.uuid) or replace(gpu, used=gpu.total) for gpu in settings.gpus]  # one that has gone has no room
-        left = [int(gpu.total * (1 - self.headroom)) - gpu.used for gpu in gpus]
-        for index in booting:
+        now = {gpu.uuid: gpu.used for devices in find(seconds) for gpu in devices}
+        left = [int(gpu.total * (1 - self.headroom)) - now.get(gpu.uuid, gpu.total) for gpu in settings.gpus]
+        for index in booting():
             left[index] -= each
         self.fitting = 0
         """How many workers fit, until the GPU of the next one is full."""
@@ -55,11 +56,14 @@ class GpuRoom:
                 break
             left[index] -= each
             self.fitting += 1
-        self.full, self.left = gpus[index], max(left[index], 0)
+        self.full, self.left = settings.gpus[index], max(left[index], 0)
+        self.gone = self.full.uuid not in now
 
     @property
     def sums(self) -> str:
         """What stands in the way of more, in words."""
+        if self.gone:
+            return f"{self.full.device} ({self.full.name}, {self.full.uuid}) has gone, as NVML says"
         return (
             f"a worker takes {self.each >> 20} MiB of its GPU, {self.left >> 20} MiB are left of {self.full.total >> 20} MiB "
             f"on {self.full.device} ({self.full.name}) after {self.fitting} of them, "

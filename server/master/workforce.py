@@ -59,14 +59,17 @@ class Workforce:
         """The room on GPUs for more workers of a generation; None where they run on none. NVML may take so many `seconds`."""
         if not generation.on_gpu:
             return None
-        coming, booting = self.slots.coming_gpus(generation.number), self.slots.booting_gpus()
-        return GpuRoom(self.settings, generation.gpu_bytes, coming, booting, seconds)
+        coming = self.slots.coming_gpus(generation.number)
+        return GpuRoom(self.settings, generation.gpu_bytes, coming, self.slots.booting_gpus, seconds)
 
-    def expect_room(self, generation: Generation) -> None:
-        """Raise `ResourceError` naming the bound where one more worker does not fit, beside those that are still to be forked."""
-        if room := self.gpu_room(generation):
+    def expect_room(self, *generations: Generation) -> None:
+        """Raise `ResourceError` naming the bound where one more worker of each does not fit, beside those still to be forked.
+
+        All are taken to be as large as those of the last, the newest.
+        """
+        if generations and (room := self.gpu_room(generations[-1])):
             wanted = self.board.get("active") + self.board.get("standby")
-            room.expect(max(wanted - self.staying(generation), 0) + 1)
+            room.expect(sum(max(wanted - self.staying(each), 0) + 1 for each in generations))
 
     def refuse(self, worker: Any, generation: Generation, why: str) -> None:
         """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""

@@ -52,7 +52,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, each: int, *used: int,
         monkeypatch.setenv(name, value)
     gpus = tuple(Gpu(f"GPU-{index}", "Fake", 100 * MIB, 0, (9, 0), index) for index in range(len(used)))
     read = Settings(**{**vars(Settings.read({"WARMFORK_MEMORY_HEADROOM": "0.5"})), "gpus": gpus})
-    return GpuRoom(read, each * MIB, placed([], [], len(used), 0), booting)
+    return GpuRoom(read, each * MIB, placed([], [], len(used), 0), lambda: booting)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,14 @@ def test_booting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU that has gone there is no room."""
     monkeypatch.setattr("server.master.placement.find", lambda _seconds: [])
-    assert 0 == room(tmp_path, monkeypatch, 10, 0).fitting
+    found = room(tmp_path, monkeypatch, 10, 0)
+    assert (0, "cuda:0 (Fake, GPU-0) has gone, as NVML says") == (found.fitting, found.sums)
+
+
+def test_others_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is there has its room, whatever became of those that the environment names before it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-gone,GPU-0")
+    assert 5 == room(tmp_path, monkeypatch, 10, 0).fitting
 
 
 def test_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +99,7 @@ def test_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = room(tmp_path, monkeypatch, 10, 0, 45)
 
     line = (
-        "a worker takes 10 MiB of its GPU, 5 MiB are left of 100 MiB on cuda:1 (Fake GPU-1) after 1 of them, "
+        "a worker takes 10 MiB of its GPU, 5 MiB are left of 100 MiB on cuda:1 (Fake) after 1 of them, "
         "with WARMFORK_MEMORY_HEADROOM=0.5"
     )
     assert line == found.sums

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -349,3 +350,17 @@ def test_target_is_always_met(steps: list[str], data: st.DataObject, standby: in
         assert server.succession.serving
         assert {server.succession.serving} == {each.generation for each in server.workforce.assignments.values()}
         assert [server.succession.serving.number] == list(server.succession.words.generations)
+
+
+def test_room_for_one_more(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs one more worker is asked for of each generation, beside those that are still to be forked; else nobody is asked."""
+    asked: list[int] = []
+    server = start(active=3)
+    server.workforce.expect_room(server.succession.serving)
+    monkeypatch.setattr(server.workforce, "gpu_room", lambda _generation: SimpleNamespace(expect=asked.append))
+    server.workforce.expect_room()
+    server.workforce.expect_room(server.succession.serving)
+    server.end(server.workers[0])
+    server.workforce.expect_room(server.succession.serving)
+    server.workforce.expect_room(server.succession.serving, server.built())
+    assert [1, 2, 2 + 4] == asked
