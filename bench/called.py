@@ -3,43 +3,32 @@
 Every declared batch size in turn, with CUDA graphs and without; rows per second by size go to standard output as JSON, twice.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 - the next one comes before all others
+
+from server import environment  # it tells the libraries below us to start no threads  # noqa: F401
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from server.engines.catalogue import engine_for
+from server.engines.torch_session import TorchSession
+from server.gpus import see
+from server.models import operator, repository
+from server.models.model import Model
+from server.models.source import source
+from server.settings import Settings
+from server.warmup import samples
+
 RUNS = 3
 """Of each size, before times are taken."""
 
-Rates = Mapping[int, float]
 
-
-def rates(models: Path, seconds: float) -> tuple[Rates, Rates]:
-    """Rows per second by batch size in a process of its own, with graphs and without."""
-    command = [sys.executable, "-m", "bench.called", str(models), str(seconds)]
-    environ = {**os.environ, "WARMFORK_WORKERS": "1", "WARMFORK_DEVICE": "cuda"}
-    called = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True)  # noqa: S603 - this very file
-    graphs, none = ({int(size): rate for size, rate in found.items()} for found in json.loads(called.stdout))
-    return graphs, none
-
-
-def call(root: Path, seconds: float, *, graphs: bool) -> Rates:
-    """Call the one model of a repository, as a worker does, at each batch size for `seconds` in all."""
-    from server import environment  # noqa: F401, PLC0415 - only the process that calls needs any of this
-    from server.engines.catalogue import engine_for  # noqa: PLC0415
-    from server.engines.torch_session import TorchSession  # noqa: PLC0415
-    from server.gpus import see  # noqa: PLC0415
-    from server.models import operator, repository  # noqa: PLC0415
-    from server.models.model import Model  # noqa: PLC0415
-    from server.models.source import source  # noqa: PLC0415
-    from server.settings import Settings  # noqa: PLC0415
-    from server.warmup import samples  # noqa: PLC0415
-
+def call(root: Path, seconds: float, *, graphs: bool) -> Mapping[int, float]:
+    """Call the one model of a repository, as a worker does, at each batch size for `seconds` in all; rows per second by size."""
     gpu = Settings.read(os.environ).with_gpus(os.environ).allotment(1)
     see(gpu.gpu)
     (files,) = repository.scan(root)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import partial
 from itertools import chain
@@ -11,7 +15,7 @@ from statistics import median
 
 import msgspec
 
-from bench import called, load, repository, torch_repository
+from bench import load, repository, torch_repository
 from bench.client import infer
 from bench.first import Case, Starts, both
 from bench.report import Figure, Report, Say
@@ -30,6 +34,8 @@ SECONDS = 3.0
 WORKERS = (1, 2, 4)
 NAME = "resnet50_torch"
 
+Rates = Mapping[int, float]
+
 
 def run(folder: Path, say: Say) -> Report:
     """Measure on the first GPU. Raises `ResourceError` where there is none."""
@@ -40,7 +46,7 @@ def run(folder: Path, say: Say) -> Report:
     figures = [
         Figure("first ÷ steady, the slowest shape and worker", warm, "", COLD, cold),
     ]
-    process = Series(lambda: called.rates(models, SECONDS))
+    process = Series(partial(_called, models))
     served = {workers: Series(partial(_saturated, models, workers)) for workers in WORKERS}
     again = Series(partial(_saturated, models, WORKERS[0]))
     in_turn([process, *served.values(), again], say)
@@ -109,6 +115,15 @@ def _models(folder: Path) -> Path:
             encoding="utf-8",
         )
     return models
+
+
+def _called(models: Path) -> tuple[Rates, Rates]:
+    """Images a second in process by batch size, with graphs and without."""
+    command = [sys.executable, "-m", "bench.called", str(models), str(SECONDS)]
+    environ = {**os.environ, "WARMFORK_WORKERS": "1", "WARMFORK_DEVICE": "cuda"}
+    called = subprocess.run(command, env=environ, stdout=subprocess.PIPE, check=True)  # noqa: S603 - a program beside this one
+    graphs, none = ({int(size): rate for size, rate in found.items()} for found in json.loads(called.stdout))
+    return graphs, none
 
 
 def _saturated(models: Path, workers: int) -> Saturated:

@@ -16,7 +16,7 @@ import torch
 from server.engines import torch_compile
 from server.engines.engine import Source
 from server.engines.torch_cuda import CudaModule
-from server.engines.torch_tensors import DTYPES, HALVES, no_memory, view
+from server.engines.torch_tensors import DTYPES, HALVES, view
 from server.exits import AskedToStopError, ConfigurationError, ExitError
 from server.gpus import Allotment
 from server.refusals import BadInputError
@@ -173,6 +173,11 @@ def refusal(path: Path, error: BaseException, what: str) -> BaseException:
     if no_memory(error):
         return MemoryError(str(error))
     return ConfigurationError(f"{path}: {what}: {' '.join(str(error).split())[:300]}")
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether memory ran out, which torch says in words alone on the CPU."""
+    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "bad_alloc" in str(error)
 
 
 def _half(module: torch.nn.Module) -> torch.dtype | None:

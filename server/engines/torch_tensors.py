@@ -39,8 +39,3 @@ def view(tensor: torch.Tensor) -> Array:
         return raw.view(ml_dtypes.bfloat16)
     array: Array = tensor.numpy()
     return array
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether memory ran out, which torch says in words alone on the CPU."""
-    return "DefaultCPUAllocator: can't allocate memory" in str(error) or "bad_alloc" in str(error)
