@@ -37,7 +37,7 @@ class Losses:
         elif end is None:
             self._refused(assignment)
         elif assignment.generation is succession.coming:
-            self._lost(end)
+            self._lost(assignment, end)
         elif end.booting and succession.replaced:
             succession.take_back(end.error)
         elif not end.blameless:
@@ -47,14 +47,14 @@ class Losses:
 
     def _replaced(self, assignment: Assignment, end: End) -> None:
         """A worker of what serves ended by itself; gunicorn forks another, which waits where that may soon end the same way."""
-        line, slots = str(end.error), self.workforce.slots
+        line, backoff = str(end.error), self.workforce.slots.backoff
         early = end.crash and assignment.fresh
         if early:
-            slots.crashed(assignment.failures)
+            backoff.crashed(assignment.gpu, assignment.failures)
         elif end.booting:
-            slots.fail()
+            backoff.fail(assignment.gpu)
         if early or end.booting:
-            line += f"; the next try waits {slots.backoff():g} s"
+            line += f"; the next try waits {backoff.seconds(assignment.gpu):g} s"
             self.words.complain(line)
         _log.error("%s", line)
 
@@ -66,7 +66,7 @@ class Losses:
         if assignment.generation is self.succession.coming:
             self.succession.give_up(error)
         else:
-            self.workforce.slots.fail()
+            self.workforce.slots.backoff.fail(assignment.gpu)
             self.words.complain(str(error))
 
     def not_forked(self, why: str) -> None:
@@ -88,7 +88,7 @@ class Losses:
             self.halt(error)
         _log.error("%s; try %d of %d", error, self.kills + 1, FIRST_KILLS)
 
-    def _lost(self, end: End) -> None:
+    def _lost(self, assignment: Assignment, end: End) -> None:
         """A worker of a generation that has not opened ended."""
         if self.succession.serving:
             self.succession.give_up(end.error)
@@ -96,7 +96,7 @@ class Losses:
         if end.blameless:
             return
         if isinstance(end.error, ResourceError) and end.state is not State.FAILED:
-            self.workforce.slots.fail()
+            self.workforce.slots.backoff.fail(assignment.gpu)
             self._killed(end.error)
             return
         self.halt(end.error)

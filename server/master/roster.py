@@ -25,6 +25,8 @@ class Assignment:
     generation: Generation
     slot: int | None
     """None: there was no room, or the master was unfit to fork; the child leaves at once."""
+    gpu: int = 0
+    """The index of its GPU, as its slot has it; 0 where there are none."""
     backoff: float = 0.0
     """Seconds that it waits before it boots."""
     refused: str = ""
@@ -34,7 +36,7 @@ class Assignment:
     spent: bool = False
     """It has served enough: its place is another's, and it is told to leave once that one takes traffic."""
     failures: int = 0
-    """How many had failed one after another when it was forked."""
+    """How many had failed there one after another when it was forked."""
     opened: tuple[State, float] | None = None
     """In which state it was seen open, and since when."""
 

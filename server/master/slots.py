@@ -1,4 +1,4 @@
-"""Who has which slot of the scoreboard, and how long the next worker waits before it boots."""
+"""Who has which slot of the scoreboard, and on which GPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from server.barrier import Barrier
+from server.master.backoff import Backoff
 from server.master.placement import placed
 from server.scoreboard import Scoreboard, now_ms, unpack
 from server.states import BOOTING, Event, Role, State
 
-LONGEST_BACKOFF = 30
 OWN_END_SECONDS = 5
 """How long after its boot deadline a worker that should have ended itself is killed."""
 
@@ -28,8 +28,7 @@ class Slots:
         self.gpus = gpus
         self.vacated = 0
         """The GPU of the worker that has ended last."""
-        self.failures = 0
-        """Boots that failed one after another, anywhere, and workers that crashed as soon as they were open."""
+        self.backoff = Backoff()
         self.missed = 0
         """Workers that took traffic and ended without the master's wish, in whose place nobody has come yet."""
 
@@ -44,15 +43,19 @@ class Slots:
         for field in ("pid", "barrier", "leave", "spent", "turn", "phases", "status", "gpu_bytes"):
             slot[field] = 0
         slot["device"] = slot["doing"] = b""
-        slot["gpu"] = next(self.coming_gpus(generation), 0)
+        slot["gpu"] = gpu = self.next_gpu(generation)
         slot["models"]["shapes"] = 0
         slot["generation"] = generation
         slot["role"] = role
         slot["missed"] = role is Role.ACTIVE and self.fill()
-        slot["failures"] = self.failures
+        slot["failures"] = self.backoff.failures[gpu]
         slot["forked_ns"] = time.monotonic_ns()
-        self.board.move(index, Event.FORK, now_ms() + int((self.backoff() + self.boot_timeout) * 1000))
+        self.board.move(index, Event.FORK, now_ms() + int((self.backoff.seconds(gpu) + self.boot_timeout) * 1000))
         return index
+
+    def next_gpu(self, generation: int) -> int:
+        """The GPU of the next worker of a generation, by its index; 0 where there are none."""
+        return next(self.coming_gpus(generation), 0)
 
     def coming_gpus(self, generation: int) -> Iterator[int]:
         """The GPUs of the next workers of a generation, one after another, by their indices; empty where there are none.
@@ -73,18 +76,6 @@ class Slots:
         slots = self.board.slots
         found: list[int] = slots["gpu"][np.isin(self.board.states(), list(BOOTING)) & (slots["gpu_bytes"] == 0)].tolist()
         return found
-
-    def fail(self) -> None:
-        """One more boot has failed."""
-        self.failures += 1
-
-    def crashed(self, before: int) -> None:
-        """One has crashed just after opening; `before` its fork so many had failed. Those that do so with it count as one."""
-        self.failures = max(self.failures, before + 1)
-
-    def backoff(self) -> float:
-        """Seconds that the next worker waits before it boots."""
-        return backoff(self.failures)
 
     def free(self, index: int) -> None:
         """Take back the slot of a worker that has ended; its counters stay."""
@@ -131,8 +122,3 @@ class Slots:
         limit = now_ms() - OWN_END_SECONDS * 1000
         words = [unpack(int(word)) for word in self.board.slots["word"]]
         return [index for index, (state, deadline) in enumerate(words) if state in BOOTING and deadline < limit]
-
-
-def backoff(failures: int) -> float:
-    """Seconds that a worker waits before it boots: 0, then 1, 2, 4 … 30 as boots fail one after another."""
-    return float(min(1 << min(failures - 1, 10), LONGEST_BACKOFF)) if failures else 0.0

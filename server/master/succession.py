@@ -102,7 +102,7 @@ class Succession:
             room = Room(self.settings, findings, gpus=self.workforce.gpu_room(generation))
             self.one_by_one = room.beside(self.wanted) < self.wanted
         self.build = self.built = None
-        self.workforce.slots.failures = 0  # those were of other models
+        self.workforce.slots.backoff.forget()  # those were of other models
         self.coming = self.words.generations[generation.number] = generation
         self._say(Phase.BOOTING, f"generation {generation.number}: workers boot")
 

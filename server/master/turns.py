@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from server.barrier import Point
-from server.master.slots import Slots, backoff
+from server.master import backoff
+from server.master.slots import Slots
 from server.scoreboard import now_ms
 from server.states import BOOTING, State
 from server.warmup.polite import ALONE
@@ -67,7 +68,7 @@ class Turns:
     def _begun_ms(self, index: int) -> int:
         """When the back-off of a worker is over, which it waits out before anything else."""
         slot = self.board.slots[index]
-        return int(slot["forked_ns"]) // 1_000_000 + int(backoff(int(slot["failures"])) * 1000)
+        return int(slot["forked_ns"]) // 1_000_000 + int(backoff.seconds(int(slot["failures"])) * 1000)
 
     def _give(self, index: int, turn: int) -> None:
         if self.board.slots["turn"][index] != turn:

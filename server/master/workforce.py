@@ -47,13 +47,13 @@ class Workforce:
         if found:
             self.refuse(worker, generation, f"no worker can be forked: the master has {found}")
             return
-        backoff = self.slots.backoff()
         active = len(self.slots.staying(generation.number, Role.ACTIVE))
         slot = self.slots.take(generation.number, Role.ACTIVE if active < self.board.get("active") else Role.STANDBY)
         if slot is None:
             self.refuse(worker, generation, f"no slot is free: {len(self.board.slots)} are taken")
             return
-        self.assignments[worker] = Assignment(generation, slot, backoff, failures=self.slots.failures)
+        gpu, failures = (int(self.board.slots[field][slot]) for field in ("gpu", "failures"))
+        self.assignments[worker] = Assignment(generation, slot, gpu, self.slots.backoff.seconds(gpu), failures=failures)
 
     def gpu_room(self, generation: Generation, seconds: float = WHILE_SERVING) -> GpuRoom | None:
         """The room on GPUs for more workers of a generation; None where they run on none. NVML may take so many `seconds`."""
@@ -74,7 +74,8 @@ class Workforce:
     def refuse(self, worker: Any, generation: Generation, why: str) -> None:
         """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""
         _log.critical("%s", why)
-        self.assignments[worker] = Assignment(generation, None, max(self.slots.backoff(), REFUSED_BACKOFF), why)
+        gpu = self.slots.next_gpu(generation.number)
+        self.assignments[worker] = Assignment(generation, None, gpu, max(self.slots.backoff.seconds(gpu), REFUSED_BACKOFF), why)
 
     def withdraw(self) -> None:
         """Take back what was assigned to workers that could not be forked: gunicorn has given them no pid."""
@@ -116,12 +117,11 @@ class Workforce:
         """Have the workers of a generation leave by a signal, all but the newest `keep` that take traffic; how many are kept."""
         staying = [worker for worker in self.of(generation) if not self.assignments[worker].retired]
         # Those held back go first, then those that still boot, then whoever is on the GPU that the next worker comes to.
-        next_gpu = next(self.slots.coming_gpus(self.board.get("generation")), 0)
+        next_gpu = self.slots.next_gpu(self.board.get("generation"))
 
         def order(worker: Any) -> tuple[bool, bool, bool]:
             assignment = self.assignments[worker]
-            gpu = next_gpu if assignment.slot is None else self.board.slots["gpu"][assignment.slot]
-            return self._is_active(assignment), assignment.opened is not None, bool(gpu != next_gpu)
+            return self._is_active(assignment), assignment.opened is not None, assignment.gpu != next_gpu
 
         staying.sort(key=order)
         kept = min(keep, len(staying))
@@ -240,15 +240,15 @@ class Workforce:
         return slot is not None and not assignment.retired and self.board.slots["role"][slot] == Role.ACTIVE
 
     def newly_open(self) -> bool:
-        """Whether a worker has opened since the last call; boots no longer fail then."""
+        """Whether a worker has opened since the last call; boots no longer fail on its GPU then."""
         found = False
         for assignment in self.assignments.values():
             state = State.EMPTY if assignment.slot is None else self.board.state(assignment.slot)
             if state in (State.ACTIVE, State.STANDBY) and (assignment.opened is None or state is not assignment.opened[0]):
-                found |= assignment.opened is None
+                if assignment.opened is None:
+                    found = True
+                    self.slots.backoff.opened(assignment.gpu)
                 assignment.opened = (state, time.monotonic())
-        if found:
-            self.slots.failures = 0
         return found
 
     def end_overdue(self) -> None:

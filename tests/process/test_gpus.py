@@ -279,11 +279,21 @@ def test_a_lost_gpu(machine: Machine, models: Path) -> None:
         machine.lose("GPU-b")
         with Repeat(lambda: ask(server)) as asking:
             server.wait(lambda: before["cuda:1"] not in devices(server), "its end")
-            machine.lose("GPU-b", lost=False)
-            after = {device: pid for pid, device in devices(server, 2).items()}
-        assert before["cuda:0"] == after["cuda:0"]
-        assert before["cuda:1"] != after["cuda:1"]
+            server.wait_log("the next try waits 1 s")
+        assert {before["cuda:0"]} == devices(server).keys()
         assert {200, 500} == {result for _, result, _ in asking.results}
+
+        server.expect(*KILLED)
+        os.kill(before["cuda:0"], SIGKILL)  # whoever comes in its place does not wait for the other GPU
+        server.wait(
+            lambda: "cuda:0" in set(devices(server).values()) and before["cuda:0"] not in devices(server), "a replacement"
+        )
+        (slot,) = (worker["slot"] for worker in server.wait_state("active") if worker["device"] == "cuda:0")
+        assert (
+            f'warmfork_worker_failed_boots{{slot="{slot}"}} 0.0' in server.request("GET", "/metrics", management=True)[2].decode()
+        )
+        machine.lose("GPU-b", lost=False)
+        assert {"cuda:0", "cuda:1"} == set(devices(server, 2).values())
 
 
 def test_nobody_initialises_cuda_in_the_master(

@@ -112,7 +112,7 @@ def test_counters_outlive_the_worker(slots: Slots) -> None:
 
 def test_deadline(slots: Slots) -> None:
     """A worker's deadline is set before it exists: its back-off and its boot."""
-    slots.failures = 3
+    slots.backoff.failures[0] = 3
     before = now_ms()
 
     state, deadline = unpack(int(slots.board.slots["word"][take(slots)]))
@@ -122,25 +122,16 @@ def test_deadline(slots: Slots) -> None:
     assert 3 == slots.board.slots["failures"][0]
 
 
-def test_backoff(slots: Slots) -> None:
-    """Boots that fail one after another make the next wait 1, 2, 4 … 30 seconds, and never more."""
-    waits = []
-    for slots.failures in (*range(8), 10**9):
-        waits.append(slots.backoff())
-
-    assert [0, 1, 2, 4, 8, 16, 30, 30, 30] == waits
-
-
 @pytest.mark.parametrize("moves", range(len(WAY) + 1))
 def test_free(slots: Slots, moves: int) -> None:
     """A slot is free after its worker's end, in whatever state; whose fault the end was is for others to say."""
     index = take(slots, moves=moves)
-    slots.failures = 4
+    slots.backoff.failures[0] = 4
 
     slots.free(index)
 
     assert State.EMPTY is slots.board.state(index)
-    assert 4 == slots.failures
+    assert 4 == slots.backoff.failures[0]
 
 
 def test_free_after_failure(slots: Slots) -> None:

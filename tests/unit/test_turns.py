@@ -153,7 +153,7 @@ def test_nobody_serves_any_more() -> None:
 def test_back_off() -> None:
     """A worker that waits out its back-off has no turn to lose: the others go on meanwhile."""
     scene = Scene()
-    scene.slots.failures = 2
+    scene.slots.backoff.failures[0] = 2
     late, other = scene.fork(1), scene.fork(1)
     scene.board.slots["failures"][other] = 0
 

@@ -215,7 +215,7 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
     server.end(server.workers[0], signal.SIGTERM)  # another has its place
     server.unsafe = "" if state else "a thread"
     worker = server.fork()
-    server.workforce.slots.failures = 0
+    server.workforce.slots.backoff.forget()
     if state:
         server.board.slots["word"][server.slot(worker)] = pack(state, NEVER)
     if retired:
@@ -223,7 +223,7 @@ def test_what_counts_as_a_failed_boot(start: Start, state: State | None, how: in
 
     server.end(worker, how)
 
-    assert failures == server.workforce.slots.failures
+    assert failures == server.workforce.slots.backoff.failures[0]
     assert not server.workforce.assignments
 
 
@@ -241,7 +241,7 @@ def test_crashes_as_soon_as_it_is_open(start: Start, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(roster, "FRESH_SECONDS", 0.0)
     server.end(server.workers[0], signal.SIGSEGV)
 
-    assert 0 == server.workforce.slots.failures
+    assert 0 == server.workforce.slots.backoff.failures[0]
 
 
 def test_crashes_together(start: Start) -> None:
