@@ -20,6 +20,11 @@ def no_cuda() -> str:
     return "" if NAME in there else f"onnxruntime {ort.__version__} is a build without {NAME} (onnxruntime-gpu has it)"
 
 
+def load_libraries() -> None:
+    """Have CUDA's libraries found where pip has put them, and not only where the system looks, or torch has been."""
+    ort.preload_dlls()
+
+
 def provider(gpu: Allotment) -> Provider:
     """The provider and its options, as onnxruntime's documentation of its "CUDA Execution Provider" has them."""
     options = {
@@ -35,6 +40,12 @@ def provider(gpu: Allotment) -> Provider:
 def no_memory(error: Exception) -> bool:
     """Whether memory of the GPU ran out, that of the arena or what CUDA and its libraries have."""
     return bool(re.search(r"is smaller than requested bytes|out of memory|ALLOC_FAILED|Failed to allocate memory", str(error)))
+
+
+def failure(error: Exception) -> str:
+    """What CUDA or one of its libraries says, where it is that which failed, and not the model; empty else."""
+    found = re.search(r"\b(CUDA|CUDNN|CUBLAS) (failure|error)\b[^;]*", str(error), re.IGNORECASE)
+    return found[0].strip() if found else ""
 
 
 def lost(error: Exception) -> bool:

@@ -145,6 +145,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         providers = [*([onnx_cuda.provider(source.gpu)] if source.gpu else []), "CPUExecutionProvider"]
         try:
+            if source.gpu:
+                onnx_cuda.load_libraries()
             # Without a fallback: what is meant for a GPU never runs on the processor.
             session = ort.InferenceSession(path, options, providers=providers, enable_fallback=0)
             made = OnnxSession(session, path, source.gpu)
@@ -154,6 +156,9 @@ class OnnxRuntime:
             if source.gpu and onnx_cuda.no_memory(error):
                 message = f"{path}: does not fit into {source.gpu.bytes >> 20} MiB of {source.gpu.gpu.device}: {_line(error)}"
                 raise ModelError(message) from error
+            if source.gpu and (failure := onnx_cuda.failure(error)):
+                message = f"{path}: onnxruntime on {source.gpu.gpu.device} ({source.gpu.gpu.name}): {failure}"
+                raise ResourceError(message) from error
             if _no_memory(error):
                 raise MemoryError(str(error)) from error
             message = f"{path}: onnxruntime refuses it: {_line(error)}"

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from server.barrier import Point
+from server.exits import ResourceError
 from server.fork_safety import unsafe
 from server.master.placement import WHILE_SERVING, GpuRoom
 from server.master.roster import Assignment, End, end_of
@@ -21,6 +22,8 @@ from server.scoreboard import Scoreboard
 from server.settings import Settings
 from server.states import BOOTING, Role, State
 
+NVML_REST = 60.0
+"""Seconds for which NVML is not asked again, once it has not answered in time."""
 REFUSED_BACKOFF = 1.0
 """Seconds that pass, at least, before a fork that was refused is tried again."""
 
@@ -40,6 +43,8 @@ class Workforce:
         self.slots = slots
         self.settings = settings
         self.assignments: dict[Any, Assignment] = {}
+        self.nvml_from = 0.0
+        """When NVML is asked again, after it has kept the master waiting."""
 
     def assign(self, worker: Any, generation: Generation) -> None:
         """Assign a worker that is about to be forked; where that is not possible its child leaves at once."""
@@ -56,11 +61,24 @@ class Workforce:
         self.assignments[worker] = Assignment(generation, slot, gpu, self.slots.backoff.seconds(gpu), failures=failures)
 
     def gpu_room(self, generation: Generation, seconds: float = WHILE_SERVING) -> GpuRoom | None:
-        """The room on GPUs for more workers of a generation; None where they run on none. NVML may take so many `seconds`."""
+        """The room on GPUs for more workers of a generation; None where they run on none. NVML may take so many `seconds`.
+
+        Raises `ResourceError` if NVML fails. Where it was silent for so long it is not asked again for a while: the master, who
+        waits for it, has others to hear.
+        """
         if not generation.on_gpu:
             return None
-        coming = self.slots.coming_gpus(generation.number)
-        return GpuRoom(self.settings, generation.gpu_bytes, coming, self.slots.booting_gpus, seconds)
+        asked = time.monotonic()
+        if asked < self.nvml_from:
+            message = f"NVML was silent, and is asked again in {self.nvml_from - asked:.0f} s"
+            raise ResourceError(message)
+        try:
+            coming = self.slots.coming_gpus(generation.number)
+            return GpuRoom(self.settings, generation.gpu_bytes, coming, self.slots.booting_gpus, seconds)
+        except ResourceError:
+            now = time.monotonic()
+            self.nvml_from = now + NVML_REST if now - asked >= seconds else 0.0
+            raise
 
     def expect_room(self, *generations: Generation) -> None:
         """Raise `ResourceError` naming the bound where one more worker of each does not fit, beside those still to be forked.

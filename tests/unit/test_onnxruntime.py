@@ -15,8 +15,9 @@ from onnx import helper
 from server.engines import onnx_cuda
 from server.engines.catalogue import engine_for
 from server.engines.engine import Rung, Source
+from server.engines.onnx_cuda import no_cuda
 from server.engines.onnxruntime import ENGINE, OnnxSession
-from server.exits import ConfigurationError, GpuLostError, GpuMemoryError, ModelError, ResourceError
+from server.exits import ConfigurationError, ExitError, GpuLostError, GpuMemoryError, ModelError, ResourceError
 from server.gpus import Allotment, Gpu
 from server.refusals import BadInputError
 from server.tensors import ANY, DTYPES, TensorSpec
@@ -284,6 +285,7 @@ def test_never_live_on_a_gpu(tmp_path: Path) -> None:
         assert (rung, "a session on a GPU belongs to the process that made it") == (found, why)
 
 
+@pytest.mark.skipif(not no_cuda(), reason="this onnxruntime is built with CUDA")
 def test_build_without_cuda(tmp_path: Path) -> None:
     """A build without CUDA says so when it is asked, and never runs on the processor what was meant for a GPU."""
     assert re.fullmatch(
@@ -325,6 +327,29 @@ def test_no_memory_on_a_gpu(words: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("onnxruntime.InferenceSession", full)
     with pytest.raises(ModelError, match=rf"model\.onnx: does not fit into 1 MiB of cuda:0: {re.escape(words)}"):
         ENGINE.load(Source(tmp_path / "model.onnx", gpu=GPU), 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (
+            "option 'device_id': CUDA failure 35: no driver ; GPU=-1",
+            ResourceError,
+            r"on cuda:0 \(.*\): CUDA failure 35: no driver$",
+        ),
+        ("CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED", ResourceError, "CUDNN failure 1001: CUDNN_STATUS_NOT_INITIALIZED$"),
+        ("10 : INVALID_GRAPH : Load model failed", ConfigurationError, "refuses it: 10 : INVALID_GRAPH : Load model failed$"),
+    ],
+)
+def test_who_is_to_blame(words: str, kind: type[ExitError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that CUDA fails is the machine's fault, and another try may help; what is wrong with the file stays the file's."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fails)
+    with pytest.raises(kind, match=said):
+        ENGINE.load(Source(saved(tmp_path, identity()), gpu=GPU), 1)
 
 
 def test_a_lost_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from server.engines import torchscript
 from server.engines.catalogue import engine_for
 from server.engines.engine import Precision, Rung, Source
+from server.engines.torch_cuda import no_cuda
 from server.engines.torchscript import ENGINE
 from server.exits import ConfigurationError
 from server.tensors import ANY, TensorSpec
@@ -180,8 +181,9 @@ def test_what_stays_on_the_processor(
 
 
 def test_no_file_at_all(tmp_path: Path) -> None:
-    """Where the file is none, that is for the check to say; and this torch is one for the processor."""
-    assert "is a build for the processor alone" in ENGINE.no_gpu(tmp_path / "model.pt")
+    """Where the file is none, that is for the check to say; a torch for the processor alone says so."""
+    assert no_cuda() == ENGINE.no_gpu(tmp_path / "model.pt")
+    assert bool(no_cuda()) == ("is a build for the processor alone" in no_cuda()) == (torch.version.cuda is None)
 
 
 def test_rungs(tmp_path: Path) -> None:

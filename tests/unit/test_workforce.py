@@ -6,14 +6,18 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.barrier import Point
-from server.master import roster
+from server.exits import ResourceError
+from server.master import placement, roster
+from server.master.workforce import NVML_REST
 from server.scoreboard import NEVER, pack
 from server.states import BOOTING, Event, Role, State
 from tests.unit.books import MOST, Start, opened
@@ -364,3 +368,30 @@ def test_room_for_one_more(start: Start, monkeypatch: pytest.MonkeyPatch) -> Non
     server.workforce.expect_room(server.succession.serving)
     server.workforce.expect_room(server.succession.serving, server.built())
     assert [1, 2, 2 + 4] == asked
+
+
+def test_nvml_is_silent(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML that has kept the master waiting is let be for a while, and then asked again; one that says no is asked each time."""
+    server, now, asked = start(active=1), 1000.0, []
+    generation = server.built()
+    monkeypatch.setattr(type(generation), "on_gpu", True)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def find(seconds: float, takes: float = 1.0) -> NoReturn:
+        nonlocal now
+        asked.append(seconds)
+        now += takes * seconds
+        message = f"asked {len(asked)} times"
+        raise ResourceError(message)
+
+    monkeypatch.setattr(placement, "find", find)
+    for pause, words in ((0, "asked 1"), (10, f"silent, and is asked again in {NVML_REST - 10:.0f} s"), (NVML_REST, "asked 2")):
+        now += pause
+        with pytest.raises(ResourceError, match=words):
+            server.workforce.gpu_room(generation)
+
+    now += NVML_REST
+    monkeypatch.setattr(placement, "find", partial(find, takes=0.5))
+    for words in ("asked 3", "asked 4"):
+        with pytest.raises(ResourceError, match=words):
+            server.workforce.gpu_room(generation)
