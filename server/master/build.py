@@ -22,7 +22,7 @@ from server.exits import AskedToStopError, ConfigurationError, ModelError, Resou
 from server.fork_safety import fork_safe
 from server.master.words import Words
 from server.models import operator, repository
-from server.models.finding import Finding
+from server.models.finding import NOTHING, Finding
 from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
@@ -85,7 +85,7 @@ class Build:
         """Whether it is done behind those that serve, as far as it does not take too long."""
         self.held = {holding.files.key: holding for holding in self._kept(words.serving)} if words.serving else {}
         self.changed = [files for files in self.files if files.key not in self.held]
-        self.gpu_bytes = words.serving.gpu_bytes if words.serving else 0
+        self.taken = words.serving.taken if words.serving else NOTHING
         """What its models take of a GPU; until that is measured, what those do that serve."""
         self.child: ThrowAwayChild | None = None
         self.findings: list[Finding] = []
@@ -95,7 +95,10 @@ class Build:
         """Names of the operator's Python that was imported for it."""
         if self.held:
             _log.info("Generation %d: unchanged, and kept: %s", number, ", ".join(self.held))
-        if self.changed:
+        serving = words.serving.holdings if words.serving else []
+        self.fewer = any(each.on_gpu and each.files.key not in self.held for each in serving)
+        """Whether a model is no longer what it was on a GPU: what takes its memory there is measured anew."""
+        if self.changed or (self.fewer and any(each.on_gpu for each in self.held.values())):
             say(Phase.TRYING, "trial")
             self._start()
 
@@ -106,8 +109,7 @@ class Build:
                 if self.polite and time.monotonic() > self.hurries:
                     self._hurry(self.child)
                 return None
-            found, taken, self.child = self.child.verdict(), self.child.gpu_bytes, None
-            self.gpu_bytes = taken or self.gpu_bytes
+            found, self.taken, self.child = self.child.verdict(), self.child.taken or self.taken, None
             self.findings = self.findings or found
         if len(self.loaded) < len(self.changed):
             self._load_next()
@@ -117,7 +119,7 @@ class Build:
             if files not in self.changed:
                 self._same(files)  # what is not shared is read again by each worker
             generation.holdings.append(self.held[files.key])
-        generation.gpu_bytes = self.gpu_bytes if generation.on_gpu else 0
+        generation.taken = self.taken if generation.on_gpu else NOTHING
         # The first build is frozen. If anything led back to it (a traceback that a module has kept), it would keep its models.
         self.held, self.loaded = {}, []
         return generation
@@ -143,12 +145,12 @@ class Build:
                 yield replace(holding, index=self.words.index(key), kept_from=serving.number)
 
     def _start(self) -> None:
-        self.child = self._survival() if self.loaded else self._trial()
+        self.child = self._trial() if self.changed and not self.loaded else self._survival()
         self.hurries = time.monotonic() + self.settings.polite_seconds
 
     def _survival(self) -> ThrowAwayChild:
         new = {holding.files.key for holding in self.loaded}
-        together = any(holding.on_gpu for holding in self.loaded)  # on a GPU all of them are, and are measured so
+        together = self.fewer or any(holding.on_gpu for holding in self.loaded)  # on a GPU all of them are, and are measured so
         holdings = [each for each in self.held.values() if each.files.key in new or (together and each.on_gpu)]
         return survival(holdings, self.settings, self.gpu, polite=self.polite)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
 
 from server.cgroup import memory_limit
 from server.exits import ResourceError
 from server.master.placement import GpuRoom
-from server.models.finding import Finding
 from server.processes import family, memory
 from server.settings import Settings
 
@@ -22,16 +20,14 @@ _log = logging.getLogger("gunicorn.error")
 class Room:
     """What is left of memory, and of that of GPUs, beside the headroom and all that the server holds by now."""
 
-    def __init__(
-        self, settings: Settings, findings: Sequence[Finding], root: int | None = None, gpus: GpuRoom | None = None
-    ) -> None:
-        """Look at `root`, this process if it is not given, and all below it, before workers that serve `findings` are forked.
+    def __init__(self, settings: Settings, models: int, root: int | None = None, gpus: GpuRoom | None = None) -> None:
+        """Look at `root`, this process if it is not given, and all below it, before workers are forked.
 
-        `gpus`: what is left of those that they run on, if they do.
+        `models`: the bytes that each adds for its models. `gpus`: what is left of those that they run on, if they do.
         """
         self.settings = settings
         self.limit = memory_limit()
-        self.each = WORKER_BYTES + sum(finding.private_bytes for finding in findings)
+        self.each = WORKER_BYTES + models
         held = sum(memory(pid).get("Pss", 0) for pid in family(root or os.getpid()))
         self.left = max(int(self.limit * (1 - settings.memory_headroom)) - held, 0)
         self.fitting = self.left // self.each

@@ -151,12 +151,12 @@ class Master:
         build = self.succession.begin()
         while not (generation := build.step(0.1)):
             self.mind()
-        findings = [holding.finding for holding in generation.holdings]
+        models = generation.private_bytes
         gpus = self.workforce.gpu_room(generation, SECONDS)
         if self.predecessor and self.beside:
-            active = Room(self.settings, findings, self.predecessor.pid, gpus).first(self.predecessor.active)
+            active = Room(self.settings, models, self.predecessor.pid, gpus).first(self.predecessor.active)
         else:
-            active = Room(self.settings, findings, gpus=gpus).first()
+            active = Room(self.settings, models, gpus=gpus).first()
         self.board.set("active", active)
         self.succession.boot(generation)
 

@@ -96,10 +96,9 @@ class Succession:
 
     def boot(self, generation: Generation) -> None:
         """A generation is complete: its workers may boot. Raises `ResourceError` if there is no memory for one of them."""
-        findings = [holding.finding for holding in generation.holdings]
         self.one_by_one = False
         if self.serving:
-            room = Room(self.settings, findings, gpus=self.workforce.gpu_room(generation))
+            room = Room(self.settings, generation.private_bytes, gpus=self.workforce.gpu_room(generation))
             self.one_by_one = room.beside(self.wanted) < self.wanted
         self.build = self.built = None
         self.workforce.slots.backoff.forget()  # those were of other models

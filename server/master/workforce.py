@@ -74,7 +74,7 @@ class Workforce:
             raise ResourceError(message)
         try:
             coming = self.slots.coming_gpus(generation.number)
-            return GpuRoom(self.settings, generation.gpu_bytes, coming, self.slots.booting_gpus, seconds)
+            return GpuRoom(self.settings, generation.taken.gpu_bytes, coming, self.slots.booting_gpus, seconds)
         except ResourceError:
             now = time.monotonic()
             self.nvml_from = now + NVML_REST if now - asked >= seconds else 0.0

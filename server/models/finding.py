@@ -1,4 +1,4 @@
-"""What the trial found out about a model."""
+"""What the trial found out: about each model, and of those on a GPU what they take together."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """What compiling all shapes took, or finding them compiled; None where nothing is compiled."""
     remembered: list[list[int]] = []
     """Shapes met cold before that ran well in the trial; the others are forgotten."""
+
+
+class Taken(msgspec.Struct, tag="taken", frozen=True):
+    """What all models that run on a GPU take of a worker together; the CUDA context, which is one, included."""
+
+    gpu_bytes: int
+    """Of its GPU, at the most."""
+    private_bytes: int
+    """Of the machine's memory."""
+
+
+NOTHING = Taken(0, 0)

@@ -19,9 +19,9 @@ from contextlib import suppress
 from setproctitle import setproctitle
 
 from server.exits import ExitError, ModelError, ResourceError, UnshareableError, by_status
-from server.models.finding import Finding
+from server.models.finding import Finding, Taken
 from server.processes import expendable, fork_child
-from server.warmup.messages import Doing, Done, Failed, Message, Say, Taken, decode, encode
+from server.warmup.messages import Doing, Done, Failed, Message, Say, decode, encode
 from server.warmup.polite import process_stands_back, stands_back
 
 END_SECONDS = 2.0
@@ -46,8 +46,7 @@ class ThrowAwayChild:
         self.leads = False
         """Whether it leads a process group, which ends with it."""
         self.findings: list[Finding] = []
-        self.gpu_bytes = 0
-        """What all that it ran takes of a GPU; 0 where it does not say."""
+        self.taken: Taken | None = None
         self.doing = "starting"
         self.failed: Failed | None = None
         self.done = False
@@ -150,7 +149,7 @@ class ThrowAwayChild:
             case Finding():
                 self.findings.append(message)
             case Taken():
-                self.gpu_bytes = message.gpu_bytes
+                self.taken = message
             case Failed():
                 self.failed = message
             case Done():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from server.models.finding import Finding
+from server.models.finding import Finding, Taken
 
 
 class Doing(msgspec.Struct, tag="doing", frozen=True):
@@ -22,12 +22,6 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     line: str
     """Empty where memory ran out: the parent knows at what."""
     unshareable: bool = False
-
-
-class Taken(msgspec.Struct, tag="taken", frozen=True):
-    """What all that it ran takes of the memory of a GPU, the CUDA context included."""
-
-    gpu_bytes: int
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):

@@ -16,14 +16,17 @@ from server.exits import ConfigurationError
 from server.fork_safety import fork_safe
 from server.gpus import Allotment, see
 from server.models import operator
+from server.models.finding import Taken
 from server.models.holding import Holding
+from server.models.model import Model
 from server.models.repository import ModelFiles
 from server.models.shapes import Shape
 from server.models.source import source, text
+from server.processes import private_bytes
 from server.settings import Settings
 from server.warmup.attempt import Attempt, Parts
 from server.warmup.child import ThrowAwayChild
-from server.warmup.messages import Doing, Say, Taken
+from server.warmup.messages import Doing, Say
 from server.warmup.meter import Meter
 from server.warmup.polite import process_stands_back
 from server.warmup.warm import once
@@ -92,11 +95,16 @@ def survival(holdings: Sequence[Holding], settings: Settings, gpu: Allotment | N
             see(gpu.gpu)
         if polite:
             process_stands_back(breaks=not gpu)
+        models: list[Model] = []  # as a worker has them: all at once
+        private = 0
         with Meter(gpu.gpu) if gpu else nullcontext() as meter:
             for holding in holdings:
                 if holding.session or holding.on_gpu:
-                    once(holding.open(settings.threads, gpu), lambda where: say(Doing(where)))
+                    before = private_bytes()
+                    models.append(holding.open(settings.threads, gpu))
+                    once(models[-1], lambda where: say(Doing(where)))
+                    private += holding.on_gpu * max(private_bytes() - before, 0)
         if meter:
-            say(Taken(meter.bytes))
+            say(Taken(meter.bytes, private))
 
     return ThrowAwayChild("trial of the fork", work, settings.boot_timeout)

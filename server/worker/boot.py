@@ -128,7 +128,7 @@ class Boot:
                 for place, warmed in enumerate(warm(model, self.say, seconds, self.pace, self.known[model.key])):
                     rows[place] = (warmed.first_ms, warmed.steady_ms)
             if self.gpu:
-                self.board.slots["gpu_bytes"][self.slot] = held(self.gpu.gpu) or self.generation.gpu_bytes
+                self.board.slots["gpu_bytes"][self.slot] = held(self.gpu.gpu) or self.generation.taken.gpu_bytes
 
     def prove(self, serving: Serving, threads: int, exchange: Exchange) -> None:
         """Check every answer, then serve a short load of our own: together with the others where nobody else serves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,25 @@ def test_plan(machine: Machine, models: Path) -> None:
         server.send(SIGTTIN)  # while that one boots, and holds nothing yet
         server.wait_log(r"TTIN refused: no memory for one more worker", count=2)
         assert devices(server, 2).keys() == machine.held("GPU-a").keys()
+
+
+def test_models_together(machine: Machine, models: Path) -> None:
+    """The plan is for all models of a worker at once, however they are shared, and is made anew when one of them goes."""
+    machine.have(Device("GPU-a", 70 * MIB))
+    lonely = "import threading\n" + heavy(9 * MIB).replace("return Net()", "threading.Timer(99, print).start(); return Net()")
+    for name in ("one", "two"):
+        put_torch(models, name, "model.safetensors", python=lonely)
+    with on_gpus(models, workers=2) as server:
+        assert ["live", "mapped", "mapped"] == [model["rung"] for model in server.status()["models"]]
+        server.send(SIGTTIN)
+        server.wait_log("TTIN refused: no memory for one more worker: a worker takes 19 MiB of its GPU, 17 MiB are left")
+        shutil.rmtree(models / "two")
+        server.reload()
+        server.send(SIGTTIN)
+        assert 3 == len(devices(server, 3))
+        shutil.rmtree(models / "one")
+        server.reload()
+        assert {1} == {worker["gpu_bytes"] // MIB for worker in server.wait_state("active", 3)}
 
 
 def test_one_by_one(machine: Machine, models: Path) -> None:

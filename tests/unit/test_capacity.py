@@ -10,22 +10,20 @@ import pytest
 from server.exits import ResourceError
 from server.master import capacity
 from server.master.capacity import Room
-from server.models.finding import Finding
 from server.settings import Settings
 
 MIB = 1 << 20
 MODEL = 76 * MIB  # with what a worker takes anyway: 100 MiB
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, **environ: str) -> tuple[Settings, list[Finding]]:
+def machine(monkeypatch: pytest.MonkeyPatch, limit: int, held: int, **environ: str) -> tuple[Settings, int]:
     """What is asked for and what was found on a machine of 8 cores and `limit` MiB, of which two processes hold `held`."""
     monkeypatch.setattr("server.settings.cores", lambda: 8)
     monkeypatch.setattr(capacity, "memory_limit", lambda: limit * MIB)
     monkeypatch.setattr(capacity, "family", lambda _pid: [1, 2])
     monkeypatch.setattr(capacity, "memory", lambda _pid: {"Pss": held * MIB // 2})
-    finding = Finding("m/1", "fake", "private", "", batched=True, shapes=[], private_bytes=MODEL)
     read = Settings.read({"WARMFORK_MEMORY_HEADROOM": "0.5"} | {f"WARMFORK_{name}": text for name, text in environ.items()})
-    return read, [finding]
+    return read, MODEL
 
 
 def room(monkeypatch: pytest.MonkeyPatch, limit: int, held: int = 0, **environ: str) -> Room:

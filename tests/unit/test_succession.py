@@ -28,7 +28,7 @@ def start() -> Iterator[Start]:
 def holding(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
     """What a generation has of a model whose Python is `name` among the modules, until it is let go."""
     monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    return SimpleNamespace(finding=object(), python=SimpleNamespace(name=name), on_gpu=False)
+    return SimpleNamespace(finding=SimpleNamespace(private_bytes=0), python=SimpleNamespace(name=name), on_gpu=False)
 
 
 def test_places(start: Start) -> None:
