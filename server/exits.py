@@ -49,6 +49,10 @@ class GpuMemoryError(MemoryError):
     """Memory of a GPU, or a process's share of it, ran out; says how much there is."""
 
 
+class GpuFullError(GpuMemoryError):
+    """Others hold what this process may take of a GPU."""
+
+
 class GpuLostError(RuntimeError):
     """An error of a GPU after which no call of this process on it succeeds any more; another process's may."""
 

@@ -15,7 +15,7 @@ import torch
 
 from server.engines.torch_tensors import DTYPES, view
 from server.engines.torch_weights import hold, pinned
-from server.exits import GpuLostError, GpuMemoryError, ModelError, ResourceError
+from server.exits import GpuFullError, GpuLostError, GpuMemoryError, ModelError, ResourceError
 from server.gpus import Allotment
 from server.tensors import Tensors, TensorSpec
 
@@ -60,7 +60,8 @@ class CudaModule:
         """Copy the weights of `module` to the GPU; `call` runs it on tensors that are there, `where` names it.
 
         Whatever torch does in this process, together, may take the bytes of `gpu`; the CUDA context comes on top, some hundred
-        megabytes. Raises `ModelError` where they are not enough for the weights, `ResourceError` where CUDA does not start.
+        megabytes. Raises `ModelError` where they are not enough for the weights, `ResourceError` where CUDA does not start, or
+        others hold those bytes.
         """
         self.call = call
         self.where = where
@@ -75,8 +76,9 @@ class CudaModule:
             hold(module)
         except RuntimeError as error:
             if short := _out_of_memory(error):
-                message = f"{where}: its weights: {self._no_room(short)}"
-                raise ModelError(message) from error
+                full = self._no_room(short)
+                message = f"{where}: its weights: {full}"
+                raise (ResourceError if isinstance(full, GpuFullError) else ModelError)(message) from error
             raise
         self.lock = threading.Lock()
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -103,7 +105,7 @@ class CudaModule:
                 return {name: answer.clone() for name, answer in answers.items()}
         except RuntimeError as error:
             if short := _out_of_memory(error):
-                raise GpuMemoryError(self._no_room(short)) from error
+                raise self._no_room(short) from error
             if _lost():
                 message = f"the GPU is lost to this process: {error}"
                 raise GpuLostError(message) from error
@@ -168,9 +170,13 @@ class CudaModule:
             return
         shape.graph, shape.outputs = graph, outputs
 
-    def _no_room(self, error: BaseException) -> str:
-        asked = ". ".join(str(error).split(". ")[:2])
-        return f"{asked}; {self.gpu.bytes >> 20} MiB of {self.gpu.gpu.total >> 20} MiB on {self.gpu.gpu.device} are a worker's"
+    def _no_room(self, error: BaseException) -> GpuMemoryError:
+        said = ". ".join(str(error).split(". ")[:2])
+        bound = f"{said}; {self.gpu.bytes >> 20} MiB of {self.gpu.gpu.total >> 20} MiB on {self.gpu.gpu.device} are a worker's"
+        left = self.gpu.bytes - torch.cuda.memory_reserved()
+        if 0 < _asked(error) <= left:
+            return GpuFullError(f"{bound}, of which others hold what is missing")
+        return GpuMemoryError(bound)
 
 
 def _buffers(inputs: Tensors, specs: tuple[TensorSpec, ...]) -> _Shape:
@@ -187,6 +193,12 @@ def _out_of_memory(error: BaseException) -> BaseException | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _asked(error: BaseException) -> float:
+    """How many bytes there was no room for; 0 where the error does not say."""
+    found = re.search(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", str(error))
+    return float(found[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB").index(found[2]) if found else 0.0
 
 
 def _lost() -> bool:

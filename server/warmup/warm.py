@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from server.engines.engine import Session
-from server.exits import AskedToStopError, ExitError, GpuMemoryError, ModelError
+from server.exits import AskedToStopError, ExitError, GpuFullError, GpuMemoryError, ModelError, ResourceError
 from server.models.model import Model, Prepared
 from server.models.shapes import Shape
 from server.refusals import ModelFailedError
@@ -146,9 +146,9 @@ def _prepared(model: Model, shape: Shape, where: str) -> Callable[[], None]:
 def _blamed(where: str) -> Iterator[None]:
     try:
         yield
-    except GpuMemoryError as error:  # which is the model's own share, and not what others leave
+    except GpuMemoryError as error:  # of its own share, unless others have taken that
         message = f"{where}: {error}"
-        raise ModelError(message) from error
+        raise (ResourceError if isinstance(error, GpuFullError) else ModelError)(message) from error
     except (MemoryError, AskedToStopError):
         raise
     except ModelFailedError as error:  # our own words

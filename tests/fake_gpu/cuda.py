@@ -45,8 +45,8 @@ class Process:
         self.change(0)
 
     def change(self, count: int) -> None:
-        """So many bytes more, or less; raises past the bound, as the caching allocator of torch does."""
-        if self.allocated + count > self.most:
+        """So many bytes more, or less; raises past the bound or where none are left, as the caching allocator of torch does."""
+        if count > 0 and (self.allocated + count > self.most or self.machine.used(self.uuid) + count > self.total):
             message = f"CUDA out of memory. Tried to allocate {count} bytes. The rest is long"
             raise torch.cuda.OutOfMemoryError(message)
         self.allocated += count
@@ -168,6 +168,7 @@ class Torch:
         get_device_properties=properties,
         graph=capture,
         graph_pool_handle=object,
+        memory_reserved=lambda: _process.allocated,
         set_per_process_memory_fraction=limit,
         stream=stream,
         synchronize=synchronize,

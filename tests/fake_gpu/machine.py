@@ -78,6 +78,11 @@ class Machine:
                 found[int(path.name)] = int(count)
         return found
 
+    def used(self, uuid: str) -> int:
+        """Bytes of a GPU that anybody holds."""
+        device = next(device for device in self.devices if uuid in (device.uuid, *device.mig))
+        return device.used + sum(self.held(uuid).values())
+
     @property
     def seen(self) -> set[int]:
         """Every process that has ever initialised CUDA."""

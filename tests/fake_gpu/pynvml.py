@@ -100,7 +100,7 @@ def nvmlDeviceGetMemoryInfo(handle: str) -> SimpleNamespace:  # noqa: N802 - the
     """Bytes that there are, and that anybody holds."""
     machine = Machine.here()
     device = next(device for device in machine.devices if handle in (device.uuid, *device.mig))
-    return SimpleNamespace(total=device.total, used=device.used + sum(machine.held(handle).values()))
+    return SimpleNamespace(total=device.total, used=machine.used(handle))
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: str) -> list[SimpleNamespace]:  # noqa: N802 - theirs

@@ -15,7 +15,7 @@ from server.engines.engine import Precision, Source
 from server.engines.torch_cuda import RUNS
 from server.engines.torch_session import TorchSession
 from server.engines.torch_weights import STAGING
-from server.exits import GpuLostError, GpuMemoryError, ModelError
+from server.exits import GpuFullError, GpuLostError, GpuMemoryError, ModelError, ResourceError
 from server.gpus import VISIBLE, Allotment, Gpu
 from server.tensors import ANY, DTYPES, Array, TensorSpec
 from tests.fake_gpu import cuda
@@ -199,6 +199,17 @@ def test_no_room_for_a_shape() -> None:
         with pytest.raises(GpuMemoryError, match=r"^CUDA out of memory\. .*; 64 MiB of 256 MiB on cuda:0 are a worker's$"):
             run(session, big)
         assert (rows(2) == run(session, rows(2))).all()
+
+
+@fake
+def test_others_hold_it(machine: Machine) -> None:
+    """Where the share would do, and the GPU is full of what others hold, it is they who are said to be in the way."""
+    session = on_gpu(Calls(lambda x, _: x), share=64 * MIB)
+    machine.have(Device("GPU-a", TOTAL, TOTAL - 32 * MIB))
+    with pytest.raises(GpuFullError, match=r"Tried to .* 64 MiB of 256 MiB on cuda:0 are a worker's, of which others hold"):
+        run(session, np.zeros((4 * MIB, 3), np.float32))
+    with pytest.raises(ResourceError, match=r"its weights: .*, of which others hold what is missing$"):
+        on_gpu(Calls(lambda x, _: x, 12 * MIB), share=64 * MIB)
 
 
 @fake
