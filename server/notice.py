@@ -30,6 +30,8 @@ class ModelNotice(msgspec.Struct, frozen=True):
     """What one worker adds for it, as measured by the trial."""
     device: str = "cpu"
     """What it runs on: `cpu` or `cuda`."""
+    graphs: bool = False
+    """Whether its shapes are recorded as CUDA graphs there."""
     precision: str = ""
     difference: float | None = None
     """The largest difference from float32 on any sample."""

@@ -49,6 +49,8 @@ class Source:
     """Whether it is to be compiled for each shape."""
     gpu: Allotment | None = None
     """Where it is to run; None: on the processor."""
+    graphs: bool = True
+    """Whether its shapes may be recorded as CUDA graphs there."""
 
 
 class Session(Protocol):
@@ -60,6 +62,10 @@ class Session(Protocol):
     @property
     def overlaps(self) -> bool:
         """Whether another device does the work, so that the processor may read and decode meanwhile."""
+
+    @property
+    def graphs(self) -> bool:
+        """Whether its runs in shapes that are warm are replayed as CUDA graphs."""
 
     @property
     def device_ms(self) -> float:

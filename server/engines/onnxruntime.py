@@ -60,6 +60,7 @@ class OnnxSession:
         self.binds = gpu is not None and not datatypes & {"BF16", "BYTES"}
         """Whether tensors can be bound, which texts and bfloat16 can't from Python."""
         self.overlaps = gpu is not None
+        self.graphs = False
         self.device_ms = 0.0
         if datatypes >= {"BF16", "BYTES"}:
             message = f"{path}: has tensors of BF16 and of BYTES, which onnxruntime does not run in one model from Python"

@@ -56,8 +56,12 @@ class _Shape:
 class CudaModule:
     """Runs a module on a stream of its own."""
 
-    def __init__(self, module: torch.nn.Module, call: Callable[[Named], Named], where: str, gpu: Allotment) -> None:
+    def __init__(
+        self, module: torch.nn.Module, call: Callable[[Named], Named], where: str, gpu: Allotment, *, captures: bool = True
+    ) -> None:
         """Copy the weights of `module` to the GPU; `call` runs it on tensors that are there, `where` names it.
+
+        `captures`: whether graphs are tried.
 
         Whatever torch does in this process, together, may take the bytes of `gpu`; the CUDA context comes on top, some hundred
         megabytes. Raises `ModelError` where they are not enough for the weights, `ResourceError` where CUDA does not start, or
@@ -87,8 +91,8 @@ class CudaModule:
         self.shapes: dict[tuple[tuple[int, ...], ...], _Shape] = {}
         self.settled = False
         """Whether a shape that comes now is cold, and is to cost no more than its run."""
-        self.captures = True
-        """Whether the module allows graphs."""
+        self.captures = captures
+        """Whether the module allows graphs, as far as is known."""
         self.failed: torch.cuda.CUDAGraph | None = None
         # Who waits for this one sleeps; the loop needs the processor meanwhile.
         self.begun, self.ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]

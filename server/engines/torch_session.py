@@ -57,6 +57,8 @@ class TorchSession:
         self.half = _half(module)
         """What it calculates with, if that is half precision; its floats come and go as they are declared."""
         self.compiled = source.compiled
+        self.records = source.graphs
+        """Whether its shapes may be recorded as CUDA graphs."""
         self.module = module
         self.call = torch_compile.compiled(module) if source.compiled else module
 
@@ -64,6 +66,11 @@ class TorchSession:
     def overlaps(self) -> bool:
         """Whether it runs on a GPU."""
         return self.cuda is not None
+
+    @property
+    def graphs(self) -> bool:
+        """Whether it runs on a GPU, and can be recorded there."""
+        return self.cuda is not None and self.cuda.captures
 
     @property
     def device_ms(self) -> float:
@@ -77,7 +84,7 @@ class TorchSession:
         """
         torch.set_num_threads(threads)
         if gpu:
-            self.cuda = CudaModule(self.module, self._call, str(self.path), gpu)
+            self.cuda = CudaModule(self.module, self._call, str(self.path), gpu, captures=self.records)
 
     def settle(self) -> None:
         """What is compiled is compiled, and what has a graph has it: another shape runs as it is written."""

@@ -62,6 +62,8 @@ class Model(msgspec.Struct, frozen=True):
     private_bytes: int
     device: str
     """What it runs on: `cpu`, or `cuda` on the GPU of each worker."""
+    graphs: bool
+    """Whether its shapes are recorded as CUDA graphs there."""
     precision: str
     difference: float | None
     """The largest difference from float32 on any sample; None where it calculates in that."""

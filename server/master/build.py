@@ -207,7 +207,7 @@ class Build:
             engine = engine_for(files.path)  # its import is shared, if not its session
             python = operator.load(files)
             self.modules.append(python.name)
-            told = source(files, python, self.gpu if finding.device == "cuda" else None)
+            told = source(files, python, self.gpu if finding.device == "cuda" else None, graphs=finding.graphs)
             session = engine.load(told, 1) if finding.rung == Rung.LIVE else None
             holding = Holding(
                 files=files,

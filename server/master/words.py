@@ -120,6 +120,7 @@ def _notices(generation: Generation) -> list[ModelNotice]:
             shapes=holding.finding.shapes,
             private_bytes=holding.finding.private_bytes,
             device=holding.finding.device,
+            graphs=holding.finding.graphs,
             precision=holding.finding.precision,
             difference=holding.finding.difference,
             compile_seconds=holding.finding.compile_seconds,

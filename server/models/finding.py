@@ -24,6 +24,8 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """What it raises in another thread than its first; empty where it does not care."""
     device: str = "cpu"
     """What it runs on: `cpu` or `cuda`."""
+    graphs: bool = False
+    """Whether its shapes are recorded as CUDA graphs."""
     precision: str = ""
     """What it calculates in, where `model.toml` can say."""
     difference: float | None = None

@@ -52,7 +52,7 @@ class Holding:
         session, gpu = self.session, gpu if self.on_gpu else None
         if session is None:
             self._same()
-            session = engine_for(self.files.path).load(source(self.files, self.python, gpu), threads)
+            session = engine_for(self.files.path).load(source(self.files, self.python, gpu, graphs=self.finding.graphs), threads)
         session.enter(threads, gpu)
         return Model(
             files=self.files,

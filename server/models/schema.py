@@ -17,6 +17,10 @@ from server.tensors import DTYPES
 
 Length = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 Lengths = Annotated[list[Length], msgspec.Meta(min_length=1, max_length=MAX_SHAPES)]
+HALVES = ("FP16", "BF16")
+"""Datatypes of which an answer is calculated in half precision."""
+TOLERANCE, HALF_TOLERANCE = (1e-3, 1e-4), (0.02, 0.02)
+"""What `rtol` and `atol` are where nothing is said."""
 Inside = Annotated[str, msgspec.Meta(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$")]
 """A relative path that does not climb."""
 
@@ -57,6 +61,8 @@ class TorchTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     compile: bool = False
     """With `torch.compile`, once for each shape."""
+    graphs: bool = True
+    """On a GPU, a CUDA graph for each shape; not for a module that keeps in Python what changes from run to run."""
     precision: Precision = Precision.FP32
     """Of weights and calculation, where the processor has it; float32 elsewhere."""
     max_difference: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -82,15 +88,21 @@ class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: list[TensorTable] | None = None
     golden: list[Inside] = []
     """Samples with known answers, inside the model's folder."""
-    rtol: Annotated[float, msgspec.Meta(ge=0)] = 1e-3
+    rtol: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Relative difference that a golden answer, or a row alone and in a batch, may have."""
-    atol: Annotated[float, msgspec.Meta(ge=0)] = 1e-4
+    atol: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Absolute difference, likewise."""
     p95_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """A bound on the 95th percentile under the synthetic load, in milliseconds."""
     model: ModelTable = ModelTable()
     text: TextTable | None = None
     torch: TorchTable = TorchTable()
+
+    def tolerance(self, datatype: str) -> tuple[float, float]:
+        """How far an output of `datatype` may differ, relatively and absolutely; further where it comes of half precision."""
+        half = self.torch.precision is not Precision.FP32 or datatype in HALVES
+        rtol, atol = HALF_TOLERANCE if half else TOLERANCE
+        return rtol if self.rtol is None else self.rtol, atol if self.atol is None else self.atol
 
     def tensors(self) -> Iterator[tuple[str, list[TensorTable]]]:
         """Every list of tensors that there is, by its key."""

@@ -14,8 +14,8 @@ from server.models.schema import TensorTable
 from server.tensors import ANY, TensorSpec
 
 
-def source(files: ModelFiles, python: OperatorPython, gpu: Allotment | None = None) -> Source:
-    """What the engine loads, to run on `gpu` if that is given.
+def source(files: ModelFiles, python: OperatorPython, gpu: Allotment | None = None, *, graphs: bool = True) -> Source:
+    """What the engine loads, to run on `gpu` if that is given, with `graphs` if `model.toml` does not forbid them.
 
     What clients see is the model's own where nothing stands between.
     """
@@ -30,6 +30,7 @@ def source(files: ModelFiles, python: OperatorPython, gpu: Allotment | None = No
         precision=available(toml.torch.precision, gpu),
         compiled=toml.torch.compile,
         gpu=gpu,
+        graphs=graphs and toml.torch.graphs,
     )
 
 

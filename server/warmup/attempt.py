@@ -173,6 +173,7 @@ class Attempt:
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
             device="cuda" if gpu else "cpu",
+            graphs=session.graphs,
             bound=bound,
             remembered=[list(shape) for shape in model.remembered],
             precision=self.source.precision,

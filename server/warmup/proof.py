@@ -128,13 +128,13 @@ def _differ(model: Model, expected: Mapping[str, Array], actual: Tensors) -> str
 
 
 def _difference(model: Model, spec: TensorSpec, expected: Array, actual: Array) -> str:
-    toml = model.files.toml
     if expected.shape != actual.shape:
         return f"output {spec.name!r} must have shape {list(expected.shape)}, has {list(actual.shape)}"
     bound = ""
     if spec.datatype in FLOATS:
-        wrong = ~np.isclose(actual.astype(np.float64), expected.astype(np.float64), rtol=toml.rtol, atol=toml.atol)
-        bound = f", rtol is {toml.rtol:g} and atol {toml.atol:g}"
+        rtol, atol = model.files.toml.tolerance(spec.datatype)
+        wrong = ~np.isclose(actual.astype(np.float64), expected.astype(np.float64), rtol=rtol, atol=atol)
+        bound = f", rtol is {rtol:g} and atol {atol:g}"
     else:
         wrong = np.asarray(expected != actual)
     if not wrong.any():

@@ -55,7 +55,8 @@ class _Aside:
         self.stands_back = False
         self.waited = 0.0
         """Seconds for which its runs were kept waiting by others."""
-        self.inputs, self.outputs, self.overlaps = session.inputs, session.outputs, session.overlaps
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.overlaps, self.graphs = session.overlaps, session.graphs
         self.enter, self.settle, self.device_ms = session.enter, session.settle, session.device_ms
 
     def run(self, inputs: Tensors) -> dict[str, Array]:

@@ -29,6 +29,7 @@ class FakeSession:
     runs: list[Tensors] = field(default_factory=list)
     settled: bool = False
     overlaps: bool = False
+    graphs: bool = False
     device_ms: float = 0.0
 
     def enter(self, threads: int, gpu: Allotment | None = None) -> None:

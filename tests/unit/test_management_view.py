@@ -32,6 +32,7 @@ MODEL = ModelNotice(
     batched=True,
     shapes=[{"batch": 1}, {"batch": 8, "length": 16}],
     private_bytes=4096,
+    graphs=True,
     precision="bf16",
     difference=0.0078125,
     compile_seconds=12.5,

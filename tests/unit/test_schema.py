@@ -47,6 +47,7 @@ max_bytes = 1000
 pad = "<pad>"
 [torch]
 compile = true
+graphs = false
 precision = "bf16"
 max_difference = 0.05
 """
@@ -84,11 +85,26 @@ def test_full(tmp_path: Path) -> None:
             outputs=[TensorTable("vector", "BF16", [-1, 384])],
         ),
         text=TextTable("net/tokenizer.json", "sentence", truncate=False, max_bytes=1000, pad="<pad>"),
-        torch=TorchTable(compile=True, precision=Precision.BF16, max_difference=0.05),
+        torch=TorchTable(compile=True, graphs=False, precision=Precision.BF16, max_difference=0.05),
     )
 
     assert expected == read(tmp_path, FULL)
     assert all(getattr(expected, field) != getattr(ModelToml(), field) for field in ModelToml.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("text", "datatype", "tolerance"),
+    [
+        ("", "FP32", (1e-3, 1e-4)),
+        ("", "FP16", (0.02, 0.02)),
+        ("[torch]\nprecision = 'bf16'", "FP32", (0.02, 0.02)),
+        ("atol = 0.5\n[torch]\nprecision = 'fp16'", "FP32", (0.02, 0.5)),
+        ("rtol = 0", "BF16", (0, 0.02)),
+    ],
+)
+def test_tolerance(text: str, datatype: str, tolerance: tuple[float, float], tmp_path: Path) -> None:
+    """What half precision has calculated may differ by more, unless the operator says how much."""
+    assert tolerance == read(tmp_path, text).tolerance(datatype)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_a_graph_for_each_shape() -> None:
     assert 2 * (RUNS + 1) == module.calls
     assert graph_of(session, 1) is not graph_of(session, 4)
     assert session.overlaps
+    assert session.graphs
     assert session.device_ms > 0
 
 
@@ -131,8 +132,20 @@ def test_what_cannot_be_recorded(caplog: pytest.LogCaptureFixture) -> None:
     for count in (1, 2, 1):
         assert (rows(count) * rows(count).sum() == run(session, rows(count))).all()
     assert graph_of(session, 1) is None
+    assert not session.graphs
     (said,) = caplog.messages
     assert said.startswith("m/1/model.pt: runs without CUDA graphs: ")
+
+
+def test_not_to_be_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    """Where it is said, or known, that there are to be no graphs, none is tried: the module runs each time."""
+    module = Calls(lambda x, weight: x * weight)
+    session = on_gpu(module, graphs=False)
+    for number in (1, 2):
+        assert (rows(2) * np.arange(3) == run(session, rows(2))).all()
+        assert RUNS + number == module.calls
+    assert not session.graphs
+    assert not caplog.messages
 
 
 def test_as_long_as_it_likes() -> None:
