@@ -12,9 +12,9 @@ from gunicorn.arbiter import Arbiter
 
 from hooks import signals
 from server.exits import AskedToStopError, ConfigurationError, ExitError, ResourceError, leave
-from server.master.handover import Predecessor
 from server.master.keeper import bound
 from server.master.master import Master
+from server.master.predecessor import Predecessor
 from server.settings import Settings
 
 master: Master

@@ -87,6 +87,7 @@ class Handlers:
         """Keep what gunicorn itself would do, where that is done as well."""
         self.arbiter = arbiter
         self.master = master
+        self.hand_over = master.hand_over
         self.reap, self.stop_quickly = arbiter.handle_chld, arbiter.handle_quit
         self.wait_for_all = arbiter.wait_for_signals
         self.waiting: deque[int] = deque()
@@ -109,7 +110,7 @@ class Handlers:
 
     def chld(self) -> None:
         """Something has ended, or the timer came."""
-        master, successor = self.master, self.master.successor
+        master, successor = self.master, self.hand_over.successor
         try:
             if any_ended():  # looked at first: gunicorn takes the status of whatever ends between our look and its own
                 ended = master.watch([*self.arbiter.WORKERS, *([successor.pid] if successor.pid else [])])
@@ -128,7 +129,8 @@ class Handlers:
         if master.over():
             if successor.warm and self.arbiter.log:
                 systemd.sd_notify(f"MAINPID={successor.pid}", self.arbiter.log)
-            self._stop(spare=int(master.handed_over))  # where it was no TERM that ended it, the first one is still to come
+            # Where it was no TERM that ended it, the first one is still to come.
+            self._stop(spare=int(self.hand_over.others_serve))
 
     def hup(self) -> None:
         """Make a new generation; a new master shall do it instead, if one is on its way."""
@@ -137,22 +139,22 @@ class Handlers:
     def ttin(self) -> None:
         """One worker more."""
         self.master.grow()
-        self.master.successor.miss(signal.SIGTTIN)
+        self.hand_over.successor.miss(signal.SIGTTIN)
 
     def ttou(self) -> None:
         """One worker fewer."""
         self.master.shrink()
-        self.master.successor.miss(signal.SIGTTOU)
+        self.hand_over.successor.miss(signal.SIGTTOU)
 
     def term(self) -> None:
         """Drain, then stop; so shall a new master, if one is on its way."""
-        self.master.successor.end()
+        self.hand_over.successor.end()
         if self.master.drain():
-            self._stop(spare=int(self.master.backed))  # it may come twice, sent to a group and passed on by a master
+            self._stop(spare=int(self.hand_over.backed))  # it may come twice, sent to a group and passed on by a master
 
     def quit(self) -> None:
         """Stop without waiting for requests."""
-        self.master.successor.end()
+        self.hand_over.successor.end()
         self.master.stop()
         self._last_signals()
         self.arbiter.cfg.set("graceful_timeout", QUICK_SECONDS)
@@ -165,22 +167,22 @@ class Handlers:
         self.arbiter.maybe_promote_master()  # the master before this one may have ended just now
         ours = os.getpid()
         try:
-            self.master.successor.prepare()
+            self.hand_over.successor.prepare()
             self.arbiter.reexec()
         except BaseException as error:
             if os.getpid() != ours:  # or there would be two of us
                 _log.exception("The new master could not be started")
                 os._exit(EXEC_STATUS)
-            self.master.successor.abandon()
+            self.hand_over.successor.abandon()
             if not isinstance(error, OSError):
                 raise
-            self.master.refuse_hand_over(f"no new master can be started: {error}")
+            self.hand_over.refuse(f"no new master can be started: {error}")
         else:
-            self.master.successor.began(self.arbiter.reexec_pid)
+            self.hand_over.successor.began(self.arbiter.reexec_pid)
 
     def _stop(self, spare: int) -> NoReturn:
         self._last_signals(spare)
-        if not (self.master.handed_over or self._borrowed):
+        if not (self.hand_over.others_serve or self._borrowed):
             gate.shut([listener.sock for listener in self.arbiter.LISTENERS])
         self.master.stop()
         raise StopIteration
@@ -216,7 +218,8 @@ def install(arbiter: Arbiter, master: Master) -> None:
     for name in ("chld", "cld", "hup", "term", "int", "quit", "usr2", "ttin", "ttou"):
         setattr(arbiter, f"handle_{name}", _guarded(name, getattr(handlers, name), arbiter, master))
     setattr(arbiter, "wait_for_signals", handlers.wait)  # noqa: B010 - mypy knows it as a method
-    if master.predecessor and master.predecessor.systemd:
+    predecessor = master.hand_over.predecessor
+    if predecessor and predecessor.systemd:
         arbiter.systemd = True
     arbiter.num_workers = master.places
     setattr(arbiter, "spawn_worker", _surviving(arbiter.spawn_worker, master))  # noqa: B010 - as above

@@ -9,192 +9,112 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import socket
-import time
-from collections.abc import MutableMapping
-from contextlib import suppress
-from typing import Self
 
-from server.exits import one_line
+from server.master.predecessor import Predecessor
+from server.master.successor import Successor
 from server.master.words import Words
-from server.processes import unread
+from server.scoreboard import Scoreboard
 from server.settings import Settings
-
-INHERITED = "_WARMFORK_INHERITED"
-"""What the new master finds in its environment: descriptors of the management socket and of the pipe, how many workers
-take traffic, whether TTIN or TTOU has said so, and whether systemd has bound the other sockets."""
-SILENCE = 4
-"""Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
-GRACE_SECONDS = 10.0
-"""What such a one has to end in, besides the longest request."""
+from server.states import Phase
 
 _log = logging.getLogger("gunicorn.error")
 
 
-class Predecessor:
-    """In a new master: the one that started it."""
+class HandOver:
+    """Who serves: this master, the one before it, or the one after it."""
 
-    def __init__(self, management: int, pipe: int, active: int, scaled: int, systemd: int) -> None:
-        """It is our parent as long as it lives."""
-        self.pid = os.getppid()
-        self.socket = socket.socket(fileno=management)
-        self.pipe = pipe
-        self.active = active
-        self.scaled = bool(scaled)
-        self.systemd = bool(systemd)
-        for descriptor in (management, pipe):
-            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the standard library's signature
-        os.set_blocking(pipe, False)
-
-    @classmethod
-    def find(cls, environ: MutableMapping[str, str]) -> Self | None:
-        """The one that `environ` tells of, if any."""
-        inherited = environ.pop(INHERITED, "")
-        return cls(*map(int, inherited.split(","))) if inherited else None
-
-    @property
-    def gone(self) -> bool:
-        """Whether it has ended."""
-        return os.getppid() != self.pid
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it serves no more: it has let go of the pipe, and only finishes what it had accepted."""
-        return unread(self.pipe)
-
-    def say(self, word: str, rest: str = "") -> None:
-        """Tell it one line; nobody waits for it to listen."""
-        with suppress(OSError):
-            os.write(self.pipe, f"{word} {one_line(rest)}\n".encode())
-
-
-class Successor:
-    """In the old master: the new one, if one was started."""
-
-    def __init__(self, settings: Settings, words: Words) -> None:
-        """Begin with none."""
-        self.patience = SILENCE * settings.boot_timeout
-        self.grace = settings.request_timeout + GRACE_SECONDS
+    def __init__(self, board: Scoreboard, settings: Settings, words: Words, predecessor: Predecessor | None) -> None:
+        """Begin with `predecessor`, where that has started this one, and nobody after it."""
+        self.board = board
         self.words = words
-        self.pid = 0
-        self.pipe = self.theirs = -1
-        self.buffer = b""
-        self.deadline = 0.0
-        self.silent = False
-        """Whether it was told to end, since it said nothing for too long."""
-        self.warm = False
-        """Whether it serves."""
-        self.missed: list[signal.Signals] = []
-        """What was asked of the old master since this one began, which read its settings and the repository before."""
-        self.owes_reload = False
-        """Whether a reload was left to it."""
-        self.ending = False
-        """Whether it was told to end, since the server as a whole goes."""
-        self.failed = ""
+        self.predecessor = predecessor
+        self.successor = Successor(settings, words)
+        self.deferred = False
+        """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
+        self.reload_due = False
+        """Whether a reload was asked for that waits for the master before this one to end."""
 
-    def prepare(self) -> None:
-        """Before the fork: make the pipe."""
-        self.pipe, self.theirs = os.pipe()
-        os.set_blocking(self.pipe, False)
+    @property
+    def beside(self) -> Predecessor | None:
+        """The master that started this one, while it lives."""
+        return self.predecessor if self.predecessor and not self.predecessor.gone else None
 
-    def abandon(self) -> None:
-        """It could not be started."""
-        for descriptor in (self.pipe, self.theirs):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self.pipe = self.theirs = -1
+    @property
+    def backed(self) -> bool:
+        """Whether that one serves on if this one stops."""
+        return self.beside is not None and not self.beside.leaving
 
-    def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, *facts: int) -> None:
-        """In the child, before it becomes the new master: leave it what is to be inherited, in the order of `Predecessor`."""
-        for descriptor in (management.fileno(), self.theirs):
-            os.set_inheritable(descriptor, True)  # noqa: FBT003 - as above
-        environ[INHERITED] = ",".join(str(int(each)) for each in (management.fileno(), self.theirs, *facts))
+    @property
+    def others_serve(self) -> bool:
+        """Whether another master's workers take from the same sockets, and serve on when this one stops."""
+        return self.backed or (self.board.phase is Phase.HANDED_OVER and not self.successor.ending)
 
-    def began(self, pid: int) -> None:
-        """It was forked as `pid`."""
-        os.close(self.theirs)
-        self.theirs = -1
-        self.pid, self.failed, self.buffer = pid, "", b""
-        self.warm = self.silent = self.ending = self.owes_reload = False
-        self.missed.clear()
-        self.deadline = time.monotonic() + self.patience
-        self.words.reasons.clear()
-        self._doing("starts")
+    def say(self, word: str, what: str) -> None:
+        """Tell whoever has started this one; see `Predecessor`. Of several reasons why it `failed` the first counts."""
+        if self.predecessor:
+            self.predecessor.say(word, what)
 
-    def listen(self) -> None:
-        """Hear what it has to say; end it if it has been silent for too long."""
-        if not self.pid:
-            return
-        with suppress(BlockingIOError):
-            while data := os.read(self.pipe, 1 << 16):
-                *lines, self.buffer = (self.buffer + data).split(b"\n")
-                self.deadline = time.monotonic() + self.patience
-                for line in lines:
-                    self._hear(*line.decode(errors="replace").partition(" ")[::2])
-        if not self.warm and time.monotonic() > self.deadline:
-            self.failed = self.failed or f"silent for more than {self.patience:g} s ({SILENCE} × WARMFORK_BOOT_TIMEOUT)"
-            self._send(signal.SIGKILL if self.silent else signal.SIGTERM)  # it may serve, and not say so
-            self.silent = True
-            self.deadline = time.monotonic() + self.grace
+    def may_begin(self, *, draining: bool, busy: bool) -> bool:
+        """Whether a new master may be started now; why not goes into the log. While `busy` with a reload it is put off."""
+        self.deferred = False
+        if os.getpid() == 1 or not os.getppid():
+            why = "this master was started from outside its container, whose end its own may be: start a new one beside it"
+        elif self.successor.pid:
+            why = f"a new master ({self.successor.pid}) is under way"
+        elif self.beside:
+            why = f"the master before this one ({self.beside.pid}) has not ended yet"
+        elif draining:
+            why = "the server is going away"
+        elif busy:
+            _log.info("A reload is under way; the new master starts after it")
+            self.deferred = True
+            return False
+        else:
+            return True
+        self.refuse(why)
+        return False
 
-    def let_go(self) -> None:
-        """Close the pipe, and know of no new master. If it lives, it serves alone from now on: this one does not take over again.
-
-        A worker has inherited the pipe, and lets go of it as well.
-        """
-        if self.pid:
-            os.close(self.pipe)
-        self.pid, self.pipe, self.warm = 0, -1, False
-
-    def ended(self, how: signal.Signals | int | None) -> None:
-        """It has ended: the old master stays."""
-        self.listen()
-        self.let_go()
-        if self.ending:
-            return
-        end = f"was killed by {how.name}" if isinstance(how, signal.Signals) else f"ended with status {how}"
-        line = f"USR2 was refused: the new master {end}" + (f": {self.failed}" if self.failed else "")
+    def refuse(self, why: str) -> None:
+        """Say why no new master was started."""
+        line = f"USR2 was refused: {why}"
         _log.error("%s", line)
         self.words.reasons[:] = [line]
-        self.words.say("")
+        self.words.publish()
 
-    def miss(self, number: signal.Signals) -> None:
-        """A signal that came to the old master, and that the new one will have to obey."""
-        if self.pid and (number is not signal.SIGHUP or number not in self.missed):
-            self.missed.append(number)
+    def takes_reload(self) -> bool:
+        """Whether a reload is not for now: a new master shall do it, or the one before this one is still to end."""
+        if self.successor.take_reload():
+            _log.info("A new master is under way; the reload is left to it")
+            return True
+        self.reload_due = self.beside is not None
+        if self.reload_due:
+            _log.info("The reload waits for the master before this one to end")
+        return self.reload_due
 
-    def take_reload(self) -> bool:
-        """Leave a reload to it; whether there is one."""
-        self.owes_reload = bool(self.pid)
-        self.miss(signal.SIGHUP)
-        return self.owes_reload
+    def gives_reload(self) -> bool:
+        """Whether one that waited for that end is to begin now; true once."""
+        due = self.reload_due and not self.beside
+        self.reload_due = self.reload_due and not due
+        return due
 
-    def catch_up(self) -> None:
-        """Once it serves: pass on one signal that it has missed. Of two alike that come at once it would see one."""
-        if self.missed:
-            self._send(self.missed.pop(0))
+    def listen(self) -> bool:
+        """Hear the new master, and let it serve once it is warm; whether there is one that does not, so that this one serves."""
+        self.successor.listen()
+        if not self.successor.warm or self.successor.ending:
+            return bool(self.successor.pid)
+        if self.board.phase is not Phase.HANDED_OVER:
+            _log.info("The new master (%d) serves; this one leaves", self.successor.pid)
+            self.board.enter(Phase.HANDED_OVER)
+        self.successor.catch_up()
+        return False
 
-    def end(self) -> None:
-        """End it: the server as a whole goes. Once is enough: a second time would hurry it."""
-        if self.pid and not self.ending:
-            self.ending = True
-            self._send(signal.SIGTERM)
+    def complete(self) -> bool:
+        """Whether the new master serves, and has been told all that it had missed. It may have been told to end just now."""
+        self.successor.listen()
+        return self.successor.warm and not self.successor.missed
 
-    def _hear(self, word: str, rest: str) -> None:
-        match word:
-            case "doing":
-                self._doing(rest)
-            case "failed":
-                self.failed = self.failed or rest
-                self.warm = False
-            case "warm" if not self.failed:
-                self.warm = True
-                self.words.say("")
-
-    def _doing(self, what: str) -> None:
-        self.words.say(f"new master {self.pid}: {what}")
-
-    def _send(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+    def let_go(self) -> None:
+        """In a worker: close what is the masters' alone."""
+        self.successor.let_go()
+        if self.predecessor:
+            os.close(self.predecessor.pipe)

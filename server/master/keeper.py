@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from server.exits import ConfigurationError
-from server.master.handover import Predecessor
+from server.master.predecessor import Predecessor
 from server.processes import hold_signals, restore_signals
 from server.scoreboard import Scoreboard
 from server.states import Phase

@@ -17,9 +17,10 @@ from server import session
 from server.exits import ExitError, ModelError, ResourceError
 from server.gpus import SECONDS
 from server.master.capacity import Room
-from server.master.handover import Predecessor, Successor
+from server.master.handover import HandOver
 from server.master.keeper import Keeper, bound
 from server.master.losses import Losses
+from server.master.predecessor import Predecessor
 from server.master.roster import watch
 from server.master.slots import Slots
 from server.master.succession import Succession
@@ -49,21 +50,21 @@ class Master:
 
         Raises `ExitError` where that fails.
         """
-        self.predecessor = Predecessor.find(os.environ)
-        if self.predecessor and self.predecessor.scaled:
-            settings = replace(settings, workers=min(self.predecessor.active, settings.max_workers), workers_given=True)
+        predecessor = Predecessor.find(os.environ)
+        self.scaled = bool(predecessor and predecessor.scaled)
+        """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
+        if predecessor and self.scaled:
+            settings = replace(settings, workers=min(predecessor.active, settings.max_workers), workers_given=True)
         self.board = Scoreboard.create(2 * (settings.max_workers + settings.standby))
         self.board.set("active", settings.workers)
         self.board.set("standby", settings.standby)
-        inherited = self.predecessor and self.predecessor.socket
+        self.words = Words(self.board, lambda what: self.hand_over.say("doing", what))
+        self.hand_over = HandOver(self.board, settings, self.words, predecessor)
+        inherited = predecessor and predecessor.socket
         sock = inherited or bound(settings.management_bind, "WARMFORK_MANAGEMENT_BIND")
-        self.keeper = Keeper(sock, self.board, self.predecessor)
+        self.keeper = Keeper(sock, self.board, predecessor)
         self._start()
         self.settings = settings = self._with_gpus(settings)
-        self.words = Words(self.board, self._doing)
-        self.successor = Successor(settings, self.words)
-        self.scaled = bool(self.predecessor and self.predecessor.scaled)
-        """Whether TTIN or TTOU has said how many workers there should be, also to an older master."""
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout, len(settings.gpus)), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)
@@ -72,10 +73,6 @@ class Master:
         """Whether the whole session may still run behind others."""
         self.served = False
         """Whether a worker of this server has taken traffic."""
-        self.deferred = False
-        """Whether a new master was asked for during a reload: it starts after that, so that memory never holds three of all."""
-        self.reload_due = False
-        """Whether a reload was asked for that waits for the master before this one to end."""
         self.fork_from = 0.0
         """When the next worker may be forked."""
         self.drain_ends = 0.0
@@ -104,7 +101,7 @@ class Master:
         setproctitle(TITLE)
         self._keep()
         address = self.keeper.socket.getsockname()
-        who = "an older master's, until this one is warm" if self.predecessor else self.keeper.pid
+        who = "an older master's, until this one is warm" if self.hand_over.predecessor else self.keeper.pid
         _log.info("Management at: http://%s:%d (%s)", address[0], address[1], who)
 
     def _with_gpus(self, settings: Settings) -> Settings:
@@ -119,32 +116,17 @@ class Master:
 
     def _keep(self) -> None:
         """Keep the management process; a predecessor's answers until this server has opened."""
-        if not self.beside or self.board.get("generation"):
+        if not self.hand_over.beside or self.board.get("generation"):
             self.keeper.keep()
-
-    @property
-    def beside(self) -> bool:
-        """Whether the master that started this one still lives."""
-        return self.predecessor is not None and not self.predecessor.gone
-
-    @property
-    def backed(self) -> bool:
-        """Whether that one serves on if this one stops."""
-        return self.predecessor is not None and self.beside and not self.predecessor.leaving
 
     @property
     def behind(self) -> bool:
         """Whether this server starts behind others that serve."""
-        return self.beside or (self.settings.polite and not self.served)
-
-    def _doing(self, what: str) -> None:
-        if self.predecessor:
-            self.predecessor.say("doing", what)
+        return self.hand_over.beside is not None or (self.settings.polite and not self.served)
 
     def failed(self, why: str) -> None:
-        """This server does not take over; its predecessor says why, and of several reasons the first."""
-        if self.predecessor:
-            self.predecessor.say("failed", why)
+        """This server does not take over."""
+        self.hand_over.say("failed", why)
 
     def first(self) -> None:
         """Build the first generation; nothing is served meanwhile, so this waits. Raises `ExitError`."""
@@ -153,8 +135,8 @@ class Master:
             self.mind()
         models = generation.private_bytes
         gpus = self.workforce.gpu_room(generation, SECONDS)
-        if self.predecessor and self.beside:
-            active = Room(self.settings, models, self.predecessor.pid, gpus).first(self.predecessor.active)
+        if older := self.hand_over.beside:
+            active = Room(self.settings, models, older.pid, gpus).first(older.active)
         else:
             active = Room(self.settings, models, gpus=gpus).first()
         self.board.set("active", active)
@@ -193,12 +175,7 @@ class Master:
 
     def reload(self) -> None:
         """Make a new generation; never beside two others: a new master shall do it, and once the one before it is gone."""
-        if self.successor.take_reload():
-            _log.info("A new master is under way; the reload is left to it")
-        elif self.beside:
-            _log.info("The reload waits for the master before this one to end")
-            self.reload_due = True
-        else:
+        if not self.hand_over.takes_reload():
             self.succession.reload()
 
     def grow(self) -> None:
@@ -238,15 +215,9 @@ class Master:
         setproctitle(TITLE)  # gunicorn sets one of its own when its loop begins
         self._stand_up()
         self._keep()
-        if self.beside and self.keeper.ends >= SILENT_ENDS:
+        if self.hand_over.beside and self.keeper.ends >= SILENT_ENDS:
             self._halt(ModelError(f"the management process ended {self.keeper.ends} times and never said that it answers"))
-        self.successor.listen()
-        if self.successor.warm and not self.successor.ending:
-            if self.board.phase is not Phase.HANDED_OVER:
-                _log.info("The new master (%d) serves; this one leaves", self.successor.pid)
-                self.board.enter(Phase.HANDED_OVER)
-            self.successor.catch_up()
-        elif self.successor.pid:
+        if self.hand_over.listen():
             self._serve_on()
         self.workforce.end_overdue()
         if self.workforce.notice() and self.succession.serving:
@@ -255,8 +226,7 @@ class Master:
             self.words.complain("")
             self.workforce.promote(self.succession.serving)
             self.served = self.served or State.ACTIVE in self.board.states().tolist()
-        if self.reload_due and not self.beside:
-            self.reload_due = False
+        if self.hand_over.gives_reload():
             self.succession.reload()
         self.succession.tick()
         self.turns.give()
@@ -265,8 +235,7 @@ class Master:
         """Look whether it is time to stop: the drain is over, or a new master serves and has all probes."""
         if self.board.phase is Phase.HANDED_OVER:
             since = time.monotonic() - self.board.get("phase_since_ns") / 1e9
-            self.successor.listen()  # it may have been told to end while this one was busy
-            return self.successor.warm and not self.successor.missed and (self.keeper.ended() or since > PROBES_SECONDS)
+            return self.hand_over.complete() and (self.keeper.ended() or since > PROBES_SECONDS)
         return bool(self.drain_ends) and time.monotonic() >= self.drain_ends
 
     @property
@@ -283,49 +252,27 @@ class Master:
     def busy(self) -> bool:
         """Whether something is under way that should not wait for a second."""
         forks = self.places > len(self.workforce.assignments)
-        return self.succession.busy or self.turns.waiting or forks or bool(self.drain_ends or self.successor.pid or self.deferred)
+        watched = self.hand_over.successor.pid or self.hand_over.deferred
+        return self.succession.busy or self.turns.waiting or forks or bool(self.drain_ends or watched)
 
     def may_hand_over(self) -> bool:
         """Whether a new master may be started now; why not goes into the log. During a reload it is `due` after that."""
-        self.deferred = False
-        if os.getpid() == 1 or not os.getppid():
-            why = "this master was started from outside its container, whose end its own may be: start a new one beside it"
-        elif self.successor.pid:
-            why = f"a new master ({self.successor.pid}) is under way"
-        elif self.predecessor and self.beside:
-            why = f"the master before this one ({self.predecessor.pid}) has not ended yet"
-        elif self.drain_ends:
-            why = "the server is going away"
-        elif self.succession.busy:
-            _log.info("A reload is under way; the new master starts after it")
-            self.deferred = True
-            return False
-        else:
-            return True
-        self.refuse_hand_over(why)
-        return False
-
-    def refuse_hand_over(self, why: str) -> None:
-        """Say why no new master was started."""
-        line = f"USR2 was refused: {why}"
-        _log.error("%s", line)
-        self.words.reasons[:] = [line]
-        self.words.publish()
+        return self.hand_over.may_begin(draining=bool(self.drain_ends), busy=self.succession.busy)
 
     @property
     def due(self) -> bool:
         """Whether a new master that was deferred may be started by now."""
-        return self.deferred and not self.succession.busy
+        return self.hand_over.deferred and not self.succession.busy
 
     def bequeath(self, environ: dict[str, str], *, systemd: bool) -> None:
         """In the child that becomes a new master: leave it, in `environ`, what it inherits."""
-        self.successor.bequeath(environ, self.keeper.socket, self.board.get("active"), self.scaled, systemd)
+        self.hand_over.successor.bequeath(environ, self.keeper.socket, self.board.get("active"), self.scaled, systemd)
 
     def stay(self, how: signal.Signals | int | None) -> None:
         """The new master has ended before this one: this one serves on."""
-        self.successor.ended(how)
+        self.hand_over.successor.ended(how)
         self._serve_on()
-        if self.successor.owes_reload and not self.drain_ends:
+        if self.hand_over.successor.owes_reload and not self.drain_ends:
             why = [*self.words.reasons]
             self.succession.reload()
             self.words.reasons[:0] = why
@@ -344,27 +291,22 @@ class Master:
 
     def drain(self) -> bool:
         """Begin the end: readiness goes false. True if there is nothing to wait for, also when asked a second time."""
-        if self.drain_ends or not self.settings.drain or not self.succession.serving or self.backed:
+        if self.drain_ends or not self.settings.drain or not self.succession.serving or self.hand_over.backed:
             return True
         self.board.enter(Phase.DRAINING)
         self.drain_ends = time.monotonic() + self.settings.drain
         return False
 
-    @property
-    def handed_over(self) -> bool:
-        """Whether another master's workers take from the same sockets, and serve on when this one stops."""
-        return self.backed or (self.board.phase is Phase.HANDED_OVER and not self.successor.ending)
-
     def stop(self) -> None:
         """Say that the server is going away, unless another master's serves on: a TERM to a worker now means leave."""
         self.failed("it was told to end")  # so that one which has not left yet stays
-        if self.handed_over:
+        if self.hand_over.others_serve:
             self.board.enter(Phase.HANDED_OVER)
-            self.successor.let_go()
+            self.hand_over.successor.let_go()
             for generation in self.workforce.others():
                 self.workforce.retire(generation, signal.SIGTERM)
         else:
-            self.successor.end()
+            self.hand_over.successor.end()
             self.board.enter(Phase.STOPPING)
         self.turn(self.settings.request_timeout)  # gunicorn's loop does not turn while it waits for its workers
         self.succession.close()
@@ -383,9 +325,7 @@ class Master:
         self.keeper.socket.close()
         if self.keeper.pidfd >= 0:
             os.close(self.keeper.pidfd)
-        self.successor.let_go()
-        if self.predecessor:
-            os.close(self.predecessor.pipe)
+        self.hand_over.let_go()
         if self.succession.build and self.succession.build.child:
             self.succession.build.child.forget()
         self.succession.build = None

@@ -14,9 +14,10 @@ from typing import Any, cast
 import pytest
 
 from server.management import heir as management
-from server.master import handover
-from server.master.handover import INHERITED, Predecessor, Successor
-from server.master.master import Master
+from server.master import successor as masters
+from server.master.handover import HandOver
+from server.master.predecessor import INHERITED, Predecessor
+from server.master.successor import Successor
 from server.master.words import Words
 from server.processes import fork_child
 from server.scoreboard import Scoreboard
@@ -136,7 +137,7 @@ def test_ended_with_the_server(old: Successor, new: Predecessor, monkeypatch: py
 def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new master that says nothing for four boot deadlines is told to end, then killed; each word gives it as long again."""
     now = 0.0
-    monkeypatch.setattr(handover, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(masters, "time", SimpleNamespace(monotonic=lambda: now))
     read, write = os.pipe()
 
     def deaf() -> int:
@@ -156,7 +157,7 @@ def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPat
     now = 79.5
     old.listen()
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-    now = 79.6 + 30 + handover.GRACE_SECONDS
+    now = 79.6 + 30 + masters.GRACE_SECONDS
     old.listen()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     old.ended(signal.SIGKILL)
@@ -238,38 +239,43 @@ def test_nobody_is_told() -> None:
     assert heir.takes_over()
 
 
-def _master(fields: dict[str, Any], *, busy: bool) -> Any:
-    """A master with `fields`; `busy` with a reload."""
-    master = cast("Any", Master.__new__(Master))
-    master.successor = SimpleNamespace(pid=fields.get("successor", 0))
-    master.predecessor = SimpleNamespace(pid=fields["predecessor"], gone=False) if "predecessor" in fields else None
-    master.drain_ends = fields.get("drain_ends", 0.0)
-    master.words = Words(Scoreboard.create(1))
-    master.succession = SimpleNamespace(busy=busy)
-    return master
+def _between(successor: int = 0, predecessor: int = 0) -> Any:
+    """What a master knows that has those pids after and before it."""
+    board = Scoreboard.create(1)
+    made = cast("Any", HandOver(board, Settings.read({}), Words(board), None))
+    made.successor.pid = successor
+    made.predecessor = SimpleNamespace(pid=predecessor, gone=False) if predecessor else None
+    return made
 
 
 def test_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """A USR2 in a reload is not refused: its new master is due once that is over, and may be started once."""
     monkeypatch.setattr("os.getpid", lambda: 2)
     monkeypatch.setattr("os.getppid", lambda: 1)
-    master = _master({}, busy=True)
-    assert (False, True, False) == (master.may_hand_over(), master.deferred, master.due)
-    master.succession.busy = False
-    assert (True, True) == (master.due, master.may_hand_over())
-    assert not master.due
+    between = _between()
+    assert (False, True) == (between.may_begin(draining=False, busy=True), between.deferred)
+    assert (True, False) == (between.may_begin(draining=False, busy=False), between.deferred)
+
+
+def test_reload_waits() -> None:
+    """A reload that is asked for beside an older master is due once, when that has ended."""
+    between = _between(predecessor=8)
+    assert between.takes_reload()
+    assert not between.gives_reload()
+    between.predecessor.gone = True
+    assert [True, False] == [between.gives_reload() for _ in range(2)]
+    assert not between.takes_reload()
+    assert not between.gives_reload()
 
 
 def test_told_to_end_with_its_successor() -> None:
     """A server that is told to end while a new master serves, which ends with it, has nobody who serves on at its sockets."""
-    master = _master({}, busy=False)
-    master.board = Scoreboard.create(1)
-    master.board.enter(Phase.HANDED_OVER)
-    master.successor.ending = False
-    assert master.handed_over
+    between = _between()
+    between.board.enter(Phase.HANDED_OVER)
+    assert between.others_serve
 
-    master.successor.ending = True
-    assert not master.handed_over
+    between.successor.ending = True
+    assert not between.others_serve
 
 
 @pytest.mark.parametrize(
@@ -279,15 +285,15 @@ def test_told_to_end_with_its_successor() -> None:
         ({"parent": 0}, "this master was started from outside its container, whose end its own may be"),
         ({"successor": 7}, r"a new master \(7\) is under way"),
         ({"predecessor": 8}, r"the master before this one \(8\) has not ended yet"),
-        ({"drain_ends": 1.0}, "the server is going away"),
+        ({"draining": True}, "the server is going away"),
     ],
 )
 def test_may_not(fields: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where a hand-over can't go well, USR2 is refused in one line, and not put off until a reload is over."""
-    master = _master(fields, busy=True)
+    between = _between(fields.get("successor", 0), fields.get("predecessor", 0))
     monkeypatch.setattr("os.getpid", lambda: fields.get("pid", 2))
     monkeypatch.setattr("os.getppid", lambda: fields.get("parent", 1))
-    assert not master.may_hand_over()
-    assert not master.deferred
+    assert not between.may_begin(draining=fields.get("draining", False), busy=True)
+    assert not between.deferred
     assert re.search(f"^USR2 was refused: {why}", caplog.messages[-1])
-    assert master.words.reasons == caplog.messages[-1:]
+    assert between.words.reasons == caplog.messages[-1:]

@@ -32,14 +32,14 @@ def _arbiter(**fields: Any) -> SimpleNamespace:
     return made
 
 
-def _ending(stop: Callable[[], None], *, handed_over: bool = False) -> Any:
+def _ending(stop: Callable[[], None], *, others_serve: bool = False) -> Any:
     """As much of the master as its end looks at."""
-    successor = SimpleNamespace(end=lambda: None)
-    return SimpleNamespace(successor=successor, drain=lambda: True, handed_over=handed_over, backed=False, stop=stop)
+    hand_over = SimpleNamespace(successor=SimpleNamespace(end=lambda: None), others_serve=others_serve, backed=False)
+    return SimpleNamespace(hand_over=hand_over, drain=lambda: True, stop=stop)
 
 
 @pytest.mark.parametrize(
-    ("address", "systemd", "handed_over", "shut"),
+    ("address", "systemd", "others_serve", "shut"),
     [
         (TCP, False, False, True),
         ([3], False, False, False),
@@ -49,7 +49,7 @@ def _ending(stop: Callable[[], None], *, handed_over: bool = False) -> Any:
     ids=["ours", "bound before", "systemd's", "a new master's"],
 )
 def test_sockets_are_shut_first(
-    monkeypatch: pytest.MonkeyPatch, address: list[Any], *, systemd: bool, handed_over: bool, shut: bool
+    monkeypatch: pytest.MonkeyPatch, address: list[Any], *, systemd: bool, others_serve: bool, shut: bool
 ) -> None:
     """Sockets that end with the server are shut before any worker can know that it leaves; others stay open.
 
@@ -64,7 +64,7 @@ def test_sockets_are_shut_first(
         LISTENERS=[SimpleNamespace(sock="socket")],
     )
     with pytest.raises(StopIteration):
-        Handlers(cast("Any", arbiter), _ending(lambda: done.append("stop"), handed_over=handed_over)).term()
+        Handlers(cast("Any", arbiter), _ending(lambda: done.append("stop"), others_serve=others_serve)).term()
     assert done == ["signals"] + ["shut ['socket']"] * shut + ["stop"]
 
 
@@ -109,7 +109,7 @@ def test_who_asked_is_heard_first(monkeypatch: pytest.MonkeyPatch, how: int, rea
     monkeypatch.setattr(signals, "ends", {})
     arbiter = _arbiter(handle_chld=lambda: taken.append(1), WORKERS={7: None}, reexec_pid=0)
     master = SimpleNamespace(
-        successor=SimpleNamespace(pid=0),
+        hand_over=SimpleNamespace(successor=SimpleNamespace(pid=0)),
         watch=lambda pids: dict.fromkeys(pids, how),
         tick=lambda *, heard_all: heard_all,
         busy=False,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from server.barrier import Point
 from server.exits import ResourceError
 from server.master import placement, roster
+from server.master.handover import HandOver
 from server.master.workforce import NVML_REST
 from server.scoreboard import NEVER, pack
 from server.states import BOOTING, Event, Role, State
@@ -305,7 +306,8 @@ def test_the_pool_before_who_still_boots(start: Start, *, proven: bool) -> None:
 def test_behind_others_until_it_serves(start: Start, *, polite: bool) -> None:
     """A server that is told of others is behind them until it serves, and behind nobody if its last worker dies later."""
     master = start(active=1).master
-    master.settings, master.predecessor, master.served = replace(master.settings, polite=polite), None, False
+    master.settings, master.served = replace(master.settings, polite=polite), False
+    master.hand_over = HandOver(master.board, master.settings, master.words, None)
     assert polite == master.behind
 
     master.served = True
