@@ -132,6 +132,11 @@ class Snapshot:
         """Return the state of a slot and its deadline in milliseconds of the monotonic clock."""
         return unpack(int(self.slots["word"][index]))
 
+    @property
+    def workers(self) -> list[tuple[int, int]]:
+        """By slot, the state and the pid."""
+        return list(zip((self.slots["word"] >> np.uint64(56)).tolist(), self.slots["pid"].tolist(), strict=True))
+
 
 def word(*path: str | int) -> int:
     """Where in the words of a slot a field stands: `word("requests")`, `word("models", 3, "rows")`."""

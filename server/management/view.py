@@ -11,6 +11,9 @@ from server.processes import alive
 from server.readiness import Verdict
 from server.scoreboard import Scoreboard, Snapshot
 
+LOOKS = 5
+"""How often a page that changes is looked at before a no counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -27,8 +30,19 @@ class View:
         return alive(pid, self.master)
 
     def ready(self, snapshot: Snapshot | None = None) -> Verdict:
-        """The verdict of `/readyz`."""
-        return readiness.verdict(snapshot or self.board.glance(), self.ready_min, self.alive)
+        """The verdict of `/readyz`.
+
+        A no counts only where the page says afterwards what it said before: while we look at processes one may have left in whose
+        place another takes traffic by now.
+        """
+        looked = snapshot or self.board.glance()
+        for _ in range(LOOKS):
+            verdict = readiness.verdict(looked, self.ready_min, self.alive)
+            now = self.board.glance()
+            if verdict.ready or now.workers == looked.workers:
+                break
+            looked = now
+        return verdict
 
     def live(self) -> Verdict:
         """The verdict of `/livez`."""

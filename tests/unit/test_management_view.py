@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server import notice
 from server.management import metrics, status
 from server.management.memory import Memory, MemoryReader
-from server.management.view import View
+from server.management.view import LOOKS, View
 from server.notice import ModelNotice, Notice
 from server.processes import alive
 from server.scoreboard import BUCKETS, NEVER, TEXT, Scoreboard, pack
@@ -117,6 +117,38 @@ def test_status_says_why_it_is_not_ready(view: View) -> None:
     assert not found.ready
     assert found.reasons[0].startswith("the server is going away: draining for ")
     assert found.reasons[-1] == "generation 3 was refused: no such file"
+
+
+def test_one_leaves_while_we_look(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a look at the page and one at its processes a worker may leave in whose place another came: that is no 503."""
+    slots, asked = view.board.slots, []
+
+    def alive(pid: int, _parent: int) -> bool:
+        asked.append(pid)
+        if len(asked) == 1:
+            slots["word"][:2], slots["pid"][:2] = (pack(State.EMPTY, 0), pack(State.ACTIVE, NEVER)), (0, pid + 1)
+        return len(asked) > 1
+
+    monkeypatch.setattr("server.management.view.alive", alive)
+    assert view.ready().ready
+    assert 2 == len(asked)
+
+
+def test_one_has_ended(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has ended, and is nobody's place yet, counts at once, also where the page never stands still."""
+    slots, asked = view.board.slots, []
+    monkeypatch.setattr("server.management.view.alive", lambda pid, _parent: asked.append(pid))
+    assert not view.ready().ready
+    assert 1 == len(asked)
+
+    def alive(pid: int, _parent: int) -> bool:
+        slots["pid"][1] += 1
+        asked.append(pid)
+        return False
+
+    monkeypatch.setattr("server.management.view.alive", alive)
+    assert not view.ready().ready
+    assert 1 + LOOKS == len(asked)
 
 
 def test_the_state_at_hand_grows(view: View) -> None:
