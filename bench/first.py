@@ -16,6 +16,8 @@ STARTS = 5
 ROUNDS = 7
 PAUSE = 0.1
 """Seconds."""
+DRIVER_SECONDS = 240.0
+"""How long a start may take: a driver takes its time."""
 CONTROL = ("-c", str(Path(__file__).with_name("cold_conf.py")))
 
 
@@ -67,7 +69,8 @@ def both(case: Case, say: Say) -> Both:
         turn = start % len(shapes)
         for found, arguments in ((warm, ()), (cold, CONTROL))[: 2 if start < case.controls else 1]:
             say(f"{case.what}, start {start + 1} of {case.starts}{', control' if arguments else ''}")
-            with Server(case.models, *arguments, workers=case.workers, device=case.device) as server:
+            with Server(case.models, *arguments, ready=False, workers=case.workers, device=case.device) as server:
+                server.wait_ready(DRIVER_SECONDS)
                 found.append(_start(server, case, shapes[turn:] + shapes[:turn]))
     return warm, cold
 

@@ -17,7 +17,7 @@ import msgspec
 
 from bench import load, repository, torch_repository
 from bench.client import infer
-from bench.first import Case, Starts, both
+from bench.first import DRIVER_SECONDS, Case, Starts, both
 from bench.report import Figure, Report, Say
 from bench.rounds import Series, noise, ratios
 from bench.rounds import run as in_turn
@@ -128,7 +128,8 @@ def _called(models: Path) -> tuple[Rates, Rates]:
 
 def _saturated(models: Path, workers: int) -> Saturated:
     request = infer(NAME, repository.pixels(ROWS))
-    with Server(models, workers=workers, device="cuda:0") as server:
+    with Server(models, ready=False, workers=workers, device="cuda:0") as server:
+        server.wait_ready(DRIVER_SECONDS)
         loads = [load.start(server.port, request, CONNECTIONS, SECONDS) for _ in range(GENERATORS)]
         rate = ROWS * sum(load.finish(each).rate for each in loads)
         page = server.status()["workers"]

@@ -132,9 +132,9 @@ def chosen(device: str, environ: Mapping[str, str], seconds: float = SECONDS) ->
     return meant
 
 
-def see(gpu: Gpu) -> None:
-    """Let this process see no other GPU. Before it uses CUDA, which then calls it `cuda:0`."""
-    os.environ[VISIBLE] = gpu.uuid
+def see(gpu: Gpu | None) -> None:
+    """Let this process, and its children, see no other GPU, or none. Before it uses CUDA, which then calls it `cuda:0`."""
+    os.environ[VISIBLE] = gpu.uuid if gpu else ""
 
 
 def _named(gpus: Sequence[Sequence[Gpu]], entry: str) -> Iterator[Gpu]:

@@ -39,7 +39,9 @@ def provider(gpu: Allotment) -> Provider:
 
 def no_memory(error: Exception) -> bool:
     """Whether memory of the GPU ran out, that of the arena or what CUDA and its libraries have."""
-    return bool(re.search(r"is smaller than requested bytes|out of memory|ALLOC_FAILED|Failed to allocate memory", str(error)))
+    return bool(
+        re.search(r"is smaller than requested bytes|out of memory|ALLOC(ATION)?_FAILED|Failed to allocate memory", str(error))
+    )
 
 
 def failure(error: Exception) -> str:

@@ -50,10 +50,14 @@ def check(path: Path) -> None:
             _check_entries(path, entries, archive.namelist())
             _check_sizes(path, archive)
             for entry, name in entries.items():
-                if entry.endswith("_config.json"):
-                    _check_payloads(path, json.loads(archive.read(name)))
+                if entry.endswith("_config.json") and entry.startswith("data/"):
+                    config = json.loads(archive.read(name))
+                    _check_payloads(path, config)
+                    _check_devices(path, config)
             _check_examples(path, archive.read(entries["data/sample_inputs/model.pt"]))
-            _check_graph(path, json.loads(archive.read(entries["models/model.json"])))
+            program = json.loads(archive.read(entries["models/model.json"]))
+            _check_graph(path, program)
+            _check_devices(path, program)
     except (ExitError, MemoryError):
         raise
     except Exception as error:  # noqa: BLE001 - what a broken archive makes the libraries raise has no end
@@ -85,6 +89,20 @@ def _check_payloads(path: Path, config: dict[str, Any]) -> None:
         if payload["use_pickle"]:
             message = f"{path}: {name!r} is stored as a pickle, which is never loaded"
             raise ConfigurationError(message)
+
+
+def _check_devices(path: Path, value: Any) -> None:
+    """What was exported on a GPU would be loaded there, by whoever loads it."""
+    if isinstance(value, dict):
+        for key in ("device", "as_device"):
+            if isinstance(device := value.get(key), dict) and device["type"] != "cpu":
+                message = (
+                    f"{path}: was exported on {device['type']!r}; export it on the processor, or move it there before it is "
+                    "saved (torch.export.passes.move_to_device_pass): it runs where WARMFORK_DEVICE says all the same"
+                )
+                raise ConfigurationError(message)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_devices(path, inner)
 
 
 def _check_examples(path: Path, content: bytes) -> None:

@@ -6,16 +6,17 @@ To import this is harmless; whoever makes a `CudaModule` has initialised CUDA, a
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 
+from server.engines.torch_faults import lost, out_of_memory
 from server.engines.torch_tensors import DTYPES, view
-from server.engines.torch_weights import hold, pinned
-from server.exits import GpuFullError, GpuLostError, GpuMemoryError, ModelError, ResourceError
+from server.engines.torch_weights import hold
+from server.exits import GpuFullError, GpuLostError, ModelError, ResourceError
 from server.gpus import Allotment
 from server.tensors import Tensors, TensorSpec
 
@@ -23,6 +24,9 @@ RUNS = 3
 """Of a shape before its graph is captured: libraries are loaded, algorithms chosen, workspaces made in them."""
 
 torch.backends.cudnn.allow_tf32 = False  # float32 is float32, unless the operator's Python, which comes later, says otherwise
+
+_ONE = threading.Lock()
+"""One runs at a time: they share a GPU, and torch's settings are the process's."""
 
 Named = dict[str, torch.Tensor]
 
@@ -38,18 +42,20 @@ def no_cuda() -> str:
 class _Shape:
     """One shape of inputs: buffers on both sides, and its graph."""
 
-    pinned: Named
+    pins: bool
+    """Whether its buffers stay: who comes once does with any memory of the processor."""
+    here: Named
     inputs: Named
     """On the GPU."""
     graph: torch.cuda.CUDAGraph | None = None
     outputs: Named = field(default_factory=dict)
     """What the graph writes, on the GPU."""
     answers: Named = field(default_factory=dict)
-    """Pinned: where those are copied to."""
+    """On the processor: where those are copied to."""
 
     def fill(self) -> None:
         """Copy what comes to the GPU."""
-        for name, buffer in self.pinned.items():
+        for name, buffer in self.here.items():
             self.inputs[name].copy_(buffer, non_blocking=True)
 
 
@@ -71,7 +77,7 @@ class CudaModule:
         self.where = where
         self.gpu = gpu
         try:
-            total = torch.cuda.get_device_properties(0).total_memory
+            total = torch.cuda.mem_get_info(0)[1]  # which makes the context
         except (RuntimeError, AssertionError) as error:  # a driver that is too old, a GPU that is another's alone
             message = f"{where}: CUDA on {gpu.gpu.device} ({gpu.gpu.name}): {' '.join(str(error).split())[:300]}"
             raise ResourceError(message) from error
@@ -79,18 +85,18 @@ class CudaModule:
             torch.cuda.set_per_process_memory_fraction(min(gpu.bytes / total, 1.0))
             hold(module)
         except RuntimeError as error:
-            if short := _out_of_memory(error):
-                full = self._no_room(short)
-                message = f"{where}: its weights: {full}"
-                raise (ResourceError if isinstance(full, GpuFullError) else ModelError)(message) from error
+            if short := out_of_memory(error, gpu):
+                message = f"{where}: its weights: {short}"
+                raise (ResourceError if isinstance(short, GpuFullError) else ModelError)(message) from error
             raise
-        self.lock = threading.Lock()
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.pool = torch.cuda.graph_pool_handle()
         """All graphs share it: they run one after another, and what one has given is copied before the next."""
         self.shapes: dict[tuple[tuple[int, ...], ...], _Shape] = {}
         self.settled = False
         """Whether a shape that comes now is cold, and is to cost no more than its run."""
+        self.tuned: set[tuple[int, tuple[tuple[int, ...], ...]]] = set()
+        """Threads, and shapes that they have run before it was settled: cuDNN remembers by thread what it has found best."""
         self.captures = captures
         """Whether the module allows graphs, as far as is known."""
         self.failed: torch.cuda.CUDAGraph | None = None
@@ -104,13 +110,13 @@ class CudaModule:
         Raises `GpuMemoryError` where memory of the GPU ran out, `GpuLostError` where no later call can succeed.
         """
         try:
-            with self.lock, torch.cuda.stream(self.stream):
+            with _ONE, torch.cuda.stream(self.stream):
                 answers = self._run(inputs, specs)
                 return {name: answer.clone() for name, answer in answers.items()}
         except RuntimeError as error:
-            if short := _out_of_memory(error):
-                raise self._no_room(short) from error
-            if _lost():
+            if short := out_of_memory(error, self.gpu):
+                raise short from error
+            if lost():
                 message = f"the GPU is lost to this process: {error}"
                 raise GpuLostError(message) from error
             raise
@@ -125,10 +131,13 @@ class CudaModule:
         shape = self.shapes.get(key)
         cold = shape is None and self.settled
         if shape is None:
-            shape = _buffers(inputs, specs)
-        for name, buffer in shape.pinned.items():
+            shape = _buffers(inputs, specs, pins=not cold)
+        for name, buffer in shape.here.items():
             view(buffer)[...] = inputs[name]
-        torch.backends.cudnn.benchmark = not cold  # it tries all algorithms at a shape's first run
+        tuned = (threading.get_ident(), key)
+        if not self.settled:
+            self.tuned.add(tuned)
+        torch.backends.cudnn.benchmark = tuned in self.tuned  # it tries all algorithms at a shape's first run in a thread
         if key not in self.shapes and not cold:
             self._warm(shape)
             self.shapes[key] = shape
@@ -141,7 +150,7 @@ class CudaModule:
         self.ended.record()
         for name, tensor in shape.outputs.items():
             if name not in shape.answers or shape.answers[name].shape != tensor.shape:  # which may depend on what came
-                shape.answers[name] = pinned(tensor.shape, tensor.dtype)
+                shape.answers[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=shape.pins)
             shape.answers[name].copy_(tensor, non_blocking=True)
         self.copied.record()
         self.copied.synchronize()
@@ -164,51 +173,20 @@ class CudaModule:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 outputs = self.call(shape.inputs)
         except Exception as error:
-            if _out_of_memory(error):
+            if out_of_memory(error, self.gpu):
                 raise
             # Whatever a module raises that cannot be recorded, it has just run well.
             self.captures = False
-            self.failed = graph  # its part of the pool refers to it, and stays (torch 2.13)
+            self.failed = graph  # its part of the pool of pinned memory refers to it, and stays (torch 2.13)
+            with suppress(RuntimeError):  # where it got as far as ending this itself
+                torch._C._cuda_endAllocateToPool(0, self.pool)  # noqa: SLF001 - else memory that is kept is never given back
             _log.warning("%s: runs without CUDA graphs: %s", self.where, " ".join(str(error).split())[:200])
             torch.cuda.synchronize()
             return
         shape.graph, shape.outputs = graph, outputs
 
-    def _no_room(self, error: BaseException) -> GpuMemoryError:
-        said = ". ".join(str(error).split(". ")[:2])
-        bound = f"{said}; {self.gpu.bytes >> 20} MiB of {self.gpu.gpu.total >> 20} MiB on {self.gpu.gpu.device} are a worker's"
-        left = self.gpu.bytes - torch.cuda.memory_reserved()
-        if 0 < _asked(error) <= left:
-            return GpuFullError(f"{bound}, of which others hold what is missing")
-        return GpuMemoryError(bound)
 
-
-def _buffers(inputs: Tensors, specs: tuple[TensorSpec, ...]) -> _Shape:
-    here = {spec.name: pinned(inputs[spec.name].shape, DTYPES[spec.datatype]) for spec in specs}
+def _buffers(inputs: Tensors, specs: tuple[TensorSpec, ...], *, pins: bool) -> _Shape:
+    here = {spec.name: torch.empty(inputs[spec.name].shape, dtype=DTYPES[spec.datatype], pin_memory=pins) for spec in specs}
     there = {name: torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda") for name, buffer in here.items()}
-    return _Shape(here, there)
-
-
-def _out_of_memory(error: BaseException) -> BaseException | None:
-    """That of an error and those that led to it by which memory of the GPU ran out; libraries say so in words of their own."""
-    seen: BaseException | None = error
-    while seen:
-        if isinstance(seen, torch.cuda.OutOfMemoryError) or re.search("CUDA error: out of memory|ALLOC_FAILED", str(seen)):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _asked(error: BaseException) -> float:
-    """How many bytes there was no room for; 0 where the error does not say."""
-    found = re.search(r"Tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", str(error))
-    return float(found[1]) * 1024 ** ("bytes", "KiB", "MiB", "GiB").index(found[2]) if found else 0.0
-
-
-def _lost() -> bool:
-    """Whether the last error was one after which CUDA answers nothing in this process any more."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return True
-    return False
+    return _Shape(pins, here, there)

@@ -19,33 +19,40 @@ def hold(module: torch.nn.Module) -> None:
 
     The module is this process's own copy of what it inherited; the weights that it lets go of are everybody's.
     """
-    staging = pinned((STAGING,), torch.uint8)
+    _move(module, torch.empty((STAGING,), dtype=torch.uint8, pin_memory=True))
+    torch.cuda.synchronize()
+    torch._C._host_emptyCache()  # noqa: SLF001 - torch 2.13 has no public name for it
+
+
+def _move(module: torch.nn.Module, staging: torch.Tensor) -> None:
     there: dict[tuple[Any, ...], torch.Tensor] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
         # An exported program has tied weights as tensors of one memory.
         key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), tensor.dtype)
         if key not in there:
             there[key] = _on_gpu(tensor.data, staging)
-        tensor.data = there[key]
+        return there[key]
+
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = moved(tensor)
     for part in module.modules():
+        if isinstance(module, torch.fx.GraphModule):  # an exported one has its constants as attributes, at any depth
+            for name, constant in vars(part).items():
+                if isinstance(constant, torch.Tensor):
+                    setattr(part, name, moved(constant))
         if isinstance(part, torch.fx.GraphModule):
-            _move_constants(part, staging)
+            _move_nodes(part)
         if isinstance(part, torch.nn.RNNBase):
             part.flatten_parameters()  # or cuDNN would, at every run
-    torch.cuda.synchronize()
-    del staging
-    torch._C._host_emptyCache()  # noqa: SLF001 - torch 2.13 has no public name for it
-
-
-def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of the processor from which the GPU copies by itself."""
-    return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 def _on_gpu(tensor: torch.Tensor, staging: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the GPU, copied in pieces."""
-    made = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
-    source, target = (each.contiguous().view(-1).view(torch.uint8) for each in (tensor, made))
+    """`tensor` on the GPU, laid out as it was, copied in pieces."""
+    made = torch.empty_like(tensor, device="cuda")
+    if made.stride() != tensor.stride():  # it has gaps, or is several views of one
+        tensor = torch.empty_like(made, device="cpu").copy_(tensor)
+    source, target = (each.as_strided((each.numel(),), (1,)).view(torch.uint8) for each in (tensor, made))
     for start in range(0, source.numel(), STAGING):
         piece = source[start : start + STAGING]
         staging[: len(piece)].copy_(piece)
@@ -53,11 +60,8 @@ def _on_gpu(tensor: torch.Tensor, staging: torch.Tensor) -> torch.Tensor:
     return made
 
 
-def _move_constants(module: torch.fx.GraphModule, staging: torch.Tensor) -> None:
+def _move_nodes(module: torch.fx.GraphModule) -> None:
     """An exported graph names the device that it was traced on wherever it makes a tensor (as `move_to_device_pass` of torch)."""
-    for name, constant in vars(module).items():
-        if isinstance(constant, torch.Tensor):
-            setattr(module, name, _on_gpu(constant, staging))
     for node in module.graph.nodes:
         if "device" in node.kwargs:
             node.kwargs = {**node.kwargs, "device": torch.device("cuda", 0)}

@@ -15,7 +15,7 @@ from setproctitle import setproctitle
 
 from server import session
 from server.exits import ExitError, ModelError, ResourceError
-from server.gpus import SECONDS
+from server.gpus import SECONDS, see
 from server.master.capacity import Room
 from server.master.handover import HandOver
 from server.master.keeper import Keeper, bound
@@ -65,6 +65,7 @@ class Master:
         self.keeper = Keeper(sock, self.board, predecessor)
         self._start()
         self.settings = settings = self._with_gpus(settings)
+        see(None)  # torch itself would initialise CUDA for a question that it asks, were there a GPU to be asked
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout, len(settings.gpus)), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)

@@ -6,13 +6,14 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from server.engines.engine import COMPILED, Engine, Precision, Rung, Session, Source
-from server.exits import ModelError, UnshareableError
+from server.exits import ExitError, ModelError, UnshareableError
 from server.features.text import Text
 from server.gpus import Allotment, see
 from server.models.finding import Finding
@@ -129,7 +130,7 @@ class Attempt:
             session = self.parts.engine.load(self.source, self.settings.threads)
             say(self._run(session, rung, why, say))
             return
-        with watched(f"model {self.key}: loading", self.parts.files):
+        with watched(f"model {self.key}: loading", self.parts.files), self._unseen():
             session = self.parts.engine.load(self.source, 1)
             if shares_compiled(self.source, self.settings.threads):
                 once(self.parts.model(session), lambda where: say(Doing(f"{where}, finding it compiled")))
@@ -137,6 +138,17 @@ class Attempt:
         name = f"model {self.key} after a fork"
         run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say, breaks=self.breaks)
         say(run.run()[0])
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """What fails where no GPU is to be seen may hold where it is."""
+        try:
+            yield
+        except ExitError as error:
+            if not self.source.gpu:
+                raise
+            message = f"{error} (in a process that sees no GPU)"
+            raise UnshareableError(message) from error
 
     def _run(self, session: Session, rung: Rung, why: str, say: Say) -> Finding:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.

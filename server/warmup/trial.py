@@ -7,7 +7,8 @@ every shape and the golden samples. Whatever a model does to its process, it doe
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 from server.engines.catalogue import engine_for
@@ -102,9 +103,17 @@ def survival(holdings: Sequence[Holding], settings: Settings, gpu: Allotment | N
                 if holding.session or holding.on_gpu:
                     before = private_bytes()
                     models.append(holding.open(settings.threads, gpu))
-                    once(models[-1], lambda where: say(Doing(where)))
+                    _everywhere(models[-1], lambda where: say(Doing(where)))
                     private += holding.on_gpu * max(private_bytes() - before, 0)
         if meter:
             say(Taken(meter.bytes, private))
 
     return ThrowAwayChild("trial of the fork", work, settings.boot_timeout)
+
+
+def _everywhere(model: Model, say: Callable[[str], None]) -> None:
+    """Run every shape in each thread in which a worker does: on a GPU each has workspaces of its own."""
+    once(model, say)
+    if model.session.overlaps:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(once, model, say).result()

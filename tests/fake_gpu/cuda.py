@@ -68,6 +68,16 @@ def empty(shape: Any, *, dtype: torch.dtype, device: str = "cpu", pin_memory: bo
     return made
 
 
+def empty_like(like: torch.Tensor, *, device: str) -> torch.Tensor:
+    """`torch.empty_like`."""
+    made = torch.empty_like(like)
+    if device == "cuda":
+        _process.start()
+        _process.change(made.nbytes)
+        weakref.finalize(made.untyped_storage(), _process.change, -made.nbytes)
+    return made
+
+
 class Graph:
     """Records what is done while it is captured, and does it again, into the same memory."""
 
@@ -142,10 +152,10 @@ def limit(fraction: float) -> None:
     _process.most = int(fraction * _process.total)
 
 
-def properties(_device: int) -> SimpleNamespace:
-    """`torch.cuda.get_device_properties`."""
+def memory(_device: int) -> tuple[int, int]:
+    """`torch.cuda.mem_get_info`."""
     _process.start()
-    return SimpleNamespace(total_memory=_process.total)
+    return _process.total - _process.machine.used(_process.uuid), _process.total
 
 
 def synchronize() -> None:
@@ -158,16 +168,17 @@ class Torch:
 
     version = SimpleNamespace(cuda="0.0")
     empty = staticmethod(empty)
+    empty_like = staticmethod(empty_like)
     device = staticmethod(lambda *_: torch.device("cpu"))
-    _C = SimpleNamespace(_host_emptyCache=lambda: None)
+    _C = SimpleNamespace(_cuda_endAllocateToPool=lambda *_: None, _host_emptyCache=lambda: None)
     cuda = SimpleNamespace(
         CUDAGraph=Graph,
         Event=Event,
         OutOfMemoryError=torch.cuda.OutOfMemoryError,
         Stream=object,
-        get_device_properties=properties,
         graph=capture,
         graph_pool_handle=object,
+        mem_get_info=memory,
         memory_reserved=lambda: _process.allocated,
         set_per_process_memory_fraction=limit,
         stream=stream,

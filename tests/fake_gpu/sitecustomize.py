@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
-ENGINE, CUDA = ("server.engines.torch_cuda", "server.engines.torch_weights"), "torch.cuda"
+ENGINE, CUDA = ("server.engines.torch_cuda", "server.engines.torch_faults", "server.engines.torch_weights"), "torch.cuda"
 
 
 class _Loader(SourceFileLoader):

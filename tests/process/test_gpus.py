@@ -30,6 +30,19 @@ HEAVY = NETWORK.replace(
     "self.layer = torch.nn.Linear(3, 2)\n        self.register_buffer('pad', torch.zeros({count}), persistent=False)",
 )
 
+SAYS = """
+import os
+
+def say():
+    with open({seen!r}, "a") as file:
+        print(os.getpid(), os.environ.get({setting!r}), file=file)
+
+def preprocess(inputs):
+    say()
+    return inputs
+"""
+"""A model's Python that says which process has it, and what that one sees."""
+
 
 def heavy(size: int) -> str:
     """`NETWORK` with so many bytes more of weights."""
@@ -108,13 +121,33 @@ def _replaced(server: Server, others: set[int], pid: int) -> bool:
     return pid not in devices(server) and len(devices(server).keys() - others) == 1
 
 
-def test_hand_over(machine: Machine, models: Path) -> None:
-    """A new master finds its GPUs by itself, beside the old one's workers."""
+def test_hand_over(machine: Machine, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new master finds its GPUs by itself, beside the old one's workers: those that the operator lets it see."""
+    machine.have(Device("GPU-a"), Device("GPU-b"), Device("GPU-c"))
+    monkeypatch.setenv(VISIBLE, "2,1")
     with on_gpus(models, workers=2) as server, Repeat(lambda: ask(server)) as asking:
         server.hand_over()
         assert {"cuda:0", "cuda:1"} == set(devices(server, 2).values())
         assert server.process.pid not in machine.seen
+        held = {uuid: list(machine.held(uuid)) for uuid in ("GPU-c", "GPU-b", "GPU-a")}
+        assert {"cuda:0": held["GPU-c"], "cuda:1": held["GPU-b"]} == {device: [pid] for pid, device in devices(server).items()}
+        assert not held["GPU-a"]
     assert {200} == {result for _, result, _ in asking.results}
+
+
+def test_who_sees_a_gpu(machine: Machine, models: Path, tmp_path: Path) -> None:
+    """A worker sees its own; the master sees none, nor do workers of models for the processor: torch would begin CUDA there."""
+    seen = tmp_path / "seen"
+    python = NETWORK.replace("return Net()", "say(); return Net()") + SAYS.format(seen=str(seen), setting=VISIBLE)
+    put_torch(models, "says", "model.safetensors", TENSORS + TENSORS.replace("[[", "[[model."), python=python)
+    for device, wanted in (("cuda:1", "GPU-b"), ("cpu", "")):
+        seen.unlink(missing_ok=True)
+        with on_gpus(models, device=device) as server:
+            assert ask(server, "says") == 200
+            found = {int(pid): uuid for pid, _, uuid in (line.partition(" ") for line in seen.read_text().splitlines())}
+            assert ["", wanted] == [found[pid] for pid in (server.process.pid, *devices(server))]
+            assert set(found.values()) == {"", wanted}
+    assert not machine.held("GPU-a")
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
@@ -183,12 +216,19 @@ def test_half_precision(machine: Machine, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_graphs(models: Path) -> None:
-    """A module that waits for its GPU is found out in the trial, which says so; no worker tries to record it again."""
+    """A module that waits for its GPU is found out in the trial, which says so; no worker tries to record it again.
+
+    And one that is only made where there is a GPU to be seen is made by each worker.
+    """
+    needs = NETWORK.replace("return Net()", f"import os; assert os.environ[{VISIBLE!r}]; return Net()")
+    put_torch(models, "needs", "model.safetensors", python=needs)
     waits = NETWORK.replace("return self.layer(x)", "return self.layer(x) if x.sum().item() < 1e9 else x")
     put_torch(models, "waits", "model.safetensors", python=waits)
     with on_gpus(models, workers=2) as server:
-        assert {"net": True, "waits": False} == {model["name"]: model["graphs"] for model in server.status()["models"]}
-        assert [200, 200] == [ask(server), ask(server, "waits")]
+        server.wait_log(r"needs/1/model\.safetensors: .*AssertionError.* \(in a process that sees no GPU\): trying the next way")
+        found = {model["name"]: (model["rung"], model["graphs"]) for model in server.status()["models"]}
+        assert {"needs": ("mapped", True), "net": ("live", True), "waits": ("live", False)} == found
+        assert [200, 200, 200] == [ask(server, model) for model in found]
     (said,) = re.findall(r"\[WARNING\] (.*) runs without CUDA graphs: operation not permitted", server.log)
     assert said.endswith("model.safetensors:")
 

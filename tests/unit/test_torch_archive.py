@@ -288,6 +288,17 @@ def test_compressed(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer([[1, 1, 1]]), came[session.outputs[0].name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("part", ["data/weights/model_weights_config.json", "models/model.json"])
+def test_exported_on_a_gpu(tmp_path: Path, part: str) -> None:
+    """A program that would load itself onto a GPU, or make tensors there, is refused with what to do."""
+    cpu, cuda = b'"type": "cpu", "index": null', b'"type": "cuda", "index": 0'
+    path = put_file(
+        tmp_path, "model.pt2", changed(content("model.pt2"), lambda name, data: data.replace(cpu, cuda) if name == part else data)
+    )
+    with pytest.raises(ConfigurationError, match=rf"^{path}: was exported on 'cuda'; export it on the processor"):
+        ENGINE.check(Source(path))
+
+
 @pytest.mark.parametrize("part", [WEIGHTS, "models/model.json", "sample_inputs/model.pt"])
 def test_zip_bomb(tmp_path: Path, part: str) -> None:
     """An entry that is a thousand times as large as what the file holds of it is refused, and not unpacked first."""

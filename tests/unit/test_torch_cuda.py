@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.engines import torch_cuda, torch_weights
+from server.engines import torch_cuda, torch_faults, torch_weights
 from server.engines.engine import Precision, Source
 from server.engines.torch_cuda import RUNS
 from server.engines.torch_session import TorchSession
@@ -29,17 +31,20 @@ TOTAL = 256 * MIB
 
 
 @pytest.fixture(autouse=True, params=["fake", pytest.param("real", marks=pytest.mark.gpu)])
-def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine | None:
+def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine | None]:
     """A machine of one GPU, on which torch runs what we give it; None where it is the real one."""
     if request.param == "real":
-        return None
+        yield None
+        gc.collect()  # sessions are in a circle with what they call
+        torch.cuda.empty_cache()
+        return
     made = Machine.make(tmp_path / "machine", Device("GPU-a", TOTAL))
     for name, value in {**made.environ, VISIBLE: "GPU-a"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(cuda, "_process", cuda.Process())
-    for module in (torch_cuda, torch_weights):
+    for module in (torch_cuda, torch_faults, torch_weights):
         monkeypatch.setattr(module, "torch", cuda.Torch())
-    return made
+    yield made
 
 
 fake = pytest.mark.parametrize("machine", ["fake"], indirect=True)
@@ -110,7 +115,7 @@ def test_a_graph_for_each_shape() -> None:
 
 def test_answers_are_the_callers() -> None:
     """What was answered is not changed by the next run, though both use the same buffers."""
-    session = on_gpu(Calls(lambda x, _: x))
+    session = on_gpu(Calls(lambda x, _: x * 1))
     first = run(session, rows(2))
     run(session, rows(2, 50))
     assert (rows(2) == first).all()
@@ -201,12 +206,12 @@ def test_no_room_for_the_weights() -> None:
     """A model too big for its share says so with the bound."""
     line = r"^m/1/model\.pt: its weights: CUDA out of memory\. Tried to .*; 64 MiB of 256 MiB on cuda:0 are a worker's$"
     with pytest.raises(ModelError, match=line):
-        on_gpu(Calls(lambda x, _: x, 32 * MIB), share=64 * MIB)
+        on_gpu(Calls(lambda x, _: x * 1, 32 * MIB), share=64 * MIB)
 
 
 def test_no_room_for_a_shape() -> None:
     """A shape too big for the share raises with the bound, and the next one that fits runs."""
-    session = on_gpu(Calls(lambda x, _: x), share=64 * MIB)
+    session = on_gpu(Calls(lambda x, _: x * 1), share=64 * MIB)
     big = np.zeros((8 * MIB, 3), np.float32)
     for _ in range(2):
         with pytest.raises(GpuMemoryError, match=r"^CUDA out of memory\. .*; 64 MiB of 256 MiB on cuda:0 are a worker's$"):
@@ -217,12 +222,12 @@ def test_no_room_for_a_shape() -> None:
 @fake
 def test_others_hold_it(machine: Machine) -> None:
     """Where the share would do, and the GPU is full of what others hold, it is they who are said to be in the way."""
-    session = on_gpu(Calls(lambda x, _: x), share=64 * MIB)
+    session = on_gpu(Calls(lambda x, _: x * 1), share=64 * MIB)
     machine.have(Device("GPU-a", TOTAL, TOTAL - 32 * MIB))
     with pytest.raises(GpuFullError, match=r"Tried to .* 64 MiB of 256 MiB on cuda:0 are a worker's, of which others hold"):
         run(session, np.zeros((4 * MIB, 3), np.float32))
     with pytest.raises(ResourceError, match=r"its weights: .*, of which others hold what is missing$"):
-        on_gpu(Calls(lambda x, _: x, 12 * MIB), share=64 * MIB)
+        on_gpu(Calls(lambda x, _: x * 1, 12 * MIB), share=64 * MIB)
 
 
 @fake
@@ -246,7 +251,7 @@ def test_cold(machine: Machine) -> None:
 @fake
 def test_lost(machine: Machine) -> None:
     """An error after which no later call can succeed is told from others, whichever it was in."""
-    session = on_gpu(Calls(lambda x, _: x))
+    session = on_gpu(Calls(lambda x, _: x * 1))
     run(session, rows(1))
     machine.lose("GPU-a")
     for _ in range(2):
@@ -263,8 +268,97 @@ def test_out_of_memory_in_other_words() -> None:
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
         )
 
-    with pytest.raises(GpuMemoryError, match=r"ALLOC_FAILED .*; 256 MiB of 256 MiB on cuda:0 are a worker's$"):
+    with pytest.raises(GpuFullError, match=r"ALLOC_FAILED .*; 256 MiB of 256 MiB on cuda:0 are a worker's, of which others hold"):
         run(on_gpu(Calls(product)), rows(1))
+
+
+@pytest.mark.parametrize(
+    ("said", "short"),
+    [
+        ("CUDA error: out of memory\nSearch for it\nCUDA kernel errors might", "CUDA error: out of memory"),
+        (
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_A",
+        ),
+    ],
+)
+@fake
+def test_who_has_the_memory(said: str, short: str) -> None:
+    """CUDA and its libraries know no share: where they find no memory, the GPU is full. It is said in one line."""
+    found = torch_faults.out_of_memory(RuntimeError(said), Allotment(Gpu("GPU-a", "Fake", TOTAL, 0, (9, 0)), TOTAL))
+    assert isinstance(found, GpuFullError)
+    assert str(found).startswith(short)
+    assert "\n" not in str(found)
+
+
+@fake
+def test_layout() -> None:
+    """Weights are laid out on the GPU as they were; those with gaps are made dense, and all have their values."""
+    module = Calls(lambda x, weight: x * weight)
+    odd = {
+        "images": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "gaps": torch.rand(4, 6)[:, ::2],
+        "views": torch.rand(3, 1).expand(3, 5),
+        "nothing": torch.empty(0, 3),
+        "number": torch.tensor(7),
+        "bits": torch.tensor([True, False]),
+    }
+    for name, tensor in odd.items():
+        module.register_buffer(name, tensor.detach())
+    on_gpu(module)
+    for name, tensor in odd.items():
+        there = module.get_buffer(name)
+        assert there.cpu().equal(tensor)
+        assert there.data_ptr() != tensor.data_ptr() or not tensor.numel()
+    assert module.get_buffer("images").stride() == odd["images"].stride()
+
+
+def test_constants_at_any_depth() -> None:
+    """What an exported graph holds beside its weights, in itself or in a part of it, goes to the GPU as well."""
+
+    class Part(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.arange(6.0).reshape(2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.table[1]
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Part()
+            self.top = torch.ones(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            whole: torch.Tensor = self.part(x) + self.top
+            return whole
+
+    module: Any = torch.export.export(Whole(), (torch.rand(2, 3),)).module()
+    held = {name: part.data_ptr() for name, part in (("part", module.part.table), ("top", module.top))}
+    session = on_gpu(module)
+    assert (rows(2) * [3, 4, 5] + 1 == run(session, rows(2))).all()
+    assert held["part"] != module.part.table.data_ptr()
+    assert held["top"] != module.top.data_ptr()
+
+
+def test_another_thread() -> None:
+    """Where a shape is run by a thread that did not warm it, nothing is tried out: cuDNN remembers by thread."""
+    session = on_gpu(Calls(lambda x, weight: x * weight))
+    run(session, rows(1))
+    session.settle()
+    seen = []
+
+    def other() -> None:
+        run(session, rows(1))
+        seen.append(torch.backends.cudnn.benchmark)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    run(session, rows(1))
+    seen.append(torch.backends.cudnn.benchmark)
+    assert [False, True] == seen
 
 
 def test_tied_in_memory() -> None:
