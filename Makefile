@@ -16,7 +16,7 @@ serve: setup  ## run the server in the foreground, with the demo models unless W
 	@[ "$${WARMFORK_MODELS:-models}" != models ] || $(BIN)/python -m demo models
 	@exec $(BIN)/gunicorn -c gunicorn.conf.py
 
-# Three at once on two cores: the tests wait more than they calculate.
+# Three at once: the tests wait more than they calculate.
 test: setup lint types  ## lint, types and every test that needs no GPU
 	$(BIN)/python -m pytest -q -m 'not gpu' -n 3 --dist loadfile
 

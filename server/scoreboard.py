@@ -87,7 +87,7 @@ SLOT = np.dtype(
         ("leave", np.uint64),  # 1: the TERM that comes with it is the master's own
         ("missed", np.uint64),  # 1: it replaces a worker that took traffic, and whose place nobody else could take
         ("forked_ns", np.uint64),
-        ("failures", np.uint64),  # boots that failed one after another
+        ("failures", np.uint64),  # boots that failed one after another on its device
         ("gpu", np.uint64),  # its index among those of the settings, where there are any
         ("turn", np.uint64),  # see `server/master/turns.py`
         # The worker.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 
 import onnxruntime as ort
 
@@ -10,6 +13,8 @@ from server.gpus import Allotment
 from server.tensors import Array, Tensors
 
 NAME = "CUDAExecutionProvider"
+
+_log = logging.getLogger("gunicorn.error")
 
 Provider = tuple[str, dict[str, str]]
 
@@ -22,7 +27,10 @@ def no_cuda() -> str:
 
 def load_libraries() -> None:
     """Have CUDA's libraries found where pip has put them, and not only where the system looks, or torch has been."""
-    ort.preload_dlls()
+    with redirect_stdout(StringIO()) as said:  # which it prints, as a program would
+        ort.preload_dlls()
+    if said.getvalue():
+        _log.info("onnxruntime: %s", " ".join(said.getvalue().split()))
 
 
 def provider(gpu: Allotment) -> Provider:

@@ -95,7 +95,7 @@ def _check_devices(path: Path, value: Any) -> None:
     """What was exported on a GPU would be loaded there, by whoever loads it."""
     if isinstance(value, dict):
         for key in ("device", "as_device"):
-            if isinstance(device := value.get(key), dict) and device["type"] != "cpu":
+            if isinstance(device := value.get(key), dict) and device["type"] not in ("cpu", "meta"):
                 message = (
                     f"{path}: was exported on {device['type']!r}; export it on the processor, or move it there before it is "
                     "saved (torch.export.passes.move_to_device_pass): it runs where WARMFORK_DEVICE says all the same"

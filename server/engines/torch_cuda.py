@@ -95,8 +95,8 @@ class CudaModule:
         self.shapes: dict[tuple[tuple[int, ...], ...], _Shape] = {}
         self.settled = False
         """Whether a shape that comes now is cold, and is to cost no more than its run."""
-        self.tuned: set[tuple[int, tuple[tuple[int, ...], ...]]] = set()
-        """Threads, and shapes that they have run before it was settled: cuDNN remembers by thread what it has found best."""
+        self.tuned = threading.local()
+        """By thread, as cuDNN remembers what it has found best, the shapes that were run before it was settled."""
         self.captures = captures
         """Whether the module allows graphs, as far as is known."""
         self.failed: torch.cuda.CUDAGraph | None = None
@@ -134,10 +134,10 @@ class CudaModule:
             shape = _buffers(inputs, specs, pins=not cold)
         for name, buffer in shape.here.items():
             view(buffer)[...] = inputs[name]
-        tuned = (threading.get_ident(), key)
+        tuned = vars(self.tuned).setdefault("shapes", set())
         if not self.settled:
-            self.tuned.add(tuned)
-        torch.backends.cudnn.benchmark = tuned in self.tuned  # it tries all algorithms at a shape's first run in a thread
+            tuned.add(key)
+        torch.backends.cudnn.benchmark = key in tuned  # it tries all algorithms at a shape's first run in a thread
         if key not in self.shapes and not cold:
             self._warm(shape)
             self.shapes[key] = shape
@@ -173,13 +173,13 @@ class CudaModule:
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
                 outputs = self.call(shape.inputs)
         except Exception as error:
+            self.failed = graph  # its part of the pool of pinned memory refers to it, and stays (torch 2.13)
+            with suppress(RuntimeError):  # where it got as far as ending this itself
+                torch._C._cuda_endAllocateToPool(0, self.pool)  # noqa: SLF001 - else memory that is kept is never given back
             if out_of_memory(error, self.gpu):
                 raise
             # Whatever a module raises that cannot be recorded, it has just run well.
             self.captures = False
-            self.failed = graph  # its part of the pool of pinned memory refers to it, and stays (torch 2.13)
-            with suppress(RuntimeError):  # where it got as far as ending this itself
-                torch._C._cuda_endAllocateToPool(0, self.pool)  # noqa: SLF001 - else memory that is kept is never given back
             _log.warning("%s: runs without CUDA graphs: %s", self.where, " ".join(str(error).split())[:200])
             torch.cuda.synchronize()
             return

@@ -10,6 +10,8 @@ from server.exits import GpuFullError, GpuMemoryError
 from server.gpus import Allotment
 
 UNITS = ("bytes", "KiB", "MiB", "GiB")
+HALF_A_DIGIT = 0.005
+"""torch rounds what it says to two."""
 
 
 def out_of_memory(error: BaseException, gpu: Allotment) -> GpuMemoryError | None:
@@ -50,6 +52,6 @@ def _short(error: BaseException) -> BaseException | None:
 
 
 def _asked(error: BaseException) -> float:
-    """How many bytes there was no room for; 0 where the error does not say."""
+    """How many bytes, at most, there was no room for; 0 where the error does not say."""
     found = re.search(rf"Tried to allocate ([\d.]+) ({'|'.join(UNITS)})", str(error))
-    return float(found[1]) * 1024 ** UNITS.index(found[2]) if found else 0.0
+    return (float(found[1]) + HALF_A_DIGIT) * 1024 ** UNITS.index(found[2]) if found else 0.0

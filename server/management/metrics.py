@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from server.management.memory import Memory
 from server.management.view import View
-from server.readiness import phase_seconds, text
+from server.readiness import Verdict, phase_seconds, text
 from server.scoreboard import BUCKETS, Snapshot
 from server.states import Phase, State
 
@@ -43,7 +43,7 @@ _TIMES = (
 
 def render(view: View) -> bytes:
     """Read the page once and write it as Prometheus text."""
-    return generate_latest(_Reading(view, view.board.snapshot()))
+    return generate_latest(_Reading(view, *view.judge(view.board.snapshot)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class _Reading:
 
     view: View
     snapshot: Snapshot
+    verdict: Verdict
 
     def collect(self) -> Iterator[Metric]:
         yield from self._server()
@@ -63,7 +64,7 @@ class _Reading:
         header = self.snapshot.header
         uptime = (self.snapshot.now_ms - int(header["started_ns"]) // 1_000_000) / 1000
         for name, meaning, value in (
-            ("ready", "1 while requests are answered, as /readyz says", self.view.ready(self.snapshot).ready),
+            ("ready", "1 while requests are answered, as /readyz says", self.verdict.ready),
             ("generation", "The newest generation that has opened, 0 before the first", header["generation"]),
             ("building_generation", "The generation being made, 0 when none is", header["building"]),
             ("phase_seconds", "How long the server has been in its phase", phase_seconds(self.snapshot)),
@@ -89,7 +90,11 @@ class _Reading:
             wanted.add_metric([role], float(header[role]))
         yield wanted
         for field, name, meaning in (
-            ("failures", "failed_boots", "Boots that failed one after another, crashes just after opening included"),
+            (
+                "failures",
+                "failed_boots",
+                "Boots that failed one after another on one device, crashes just after opening included",
+            ),
             ("connections", "connections", "Open connections"),
             ("waiting", "waiting_requests", "Requests that wait for a batch"),
         ):

@@ -99,8 +99,8 @@ class Status(msgspec.Struct, frozen=True):
 
 def report(view: View) -> Status:
     """Read the page once and put it into words."""
-    snapshot, notice = view.board.snapshot(), view.notice()
-    header, verdict = snapshot.header, view.ready(snapshot)
+    (snapshot, verdict), notice = view.judge(view.board.snapshot), view.notice()
+    header = snapshot.header
     used = [index for index in range(len(snapshot.slots)) if snapshot.state(index)[0] is not State.EMPTY]
     memory = view.memory.read(pid for index in used if view.alive(pid := int(snapshot.slots["pid"][index])))
     return Status(

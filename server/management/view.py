@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from server import notice, readiness
@@ -29,20 +30,22 @@ class View:
         """Whether `pid` is a living child of the master."""
         return alive(pid, self.master)
 
-    def ready(self, snapshot: Snapshot | None = None) -> Verdict:
-        """The verdict of `/readyz`.
+    def ready(self) -> Verdict:
+        """The verdict of `/readyz`."""
+        return self.judge(self.board.glance)[1]
+
+    def judge(self, look: Callable[[], Snapshot]) -> tuple[Snapshot, Verdict]:
+        """A look at the page, and the verdict of `/readyz` on that.
 
         A no counts only where the page says afterwards what it said before: while we look at processes one may have left in whose
         place another takes traffic by now.
         """
-        looked = snapshot or self.board.glance()
+        now = look()
         for _ in range(LOOKS):
-            verdict = readiness.verdict(looked, self.ready_min, self.alive)
-            now = self.board.glance()
-            if verdict.ready or now.workers == looked.workers:
+            snapshot, verdict = now, readiness.verdict(now, self.ready_min, self.alive)
+            if verdict.ready or (now := look()).workers == snapshot.workers:
                 break
-            looked = now
-        return verdict
+        return snapshot, verdict
 
     def live(self) -> Verdict:
         """The verdict of `/livez`."""

@@ -96,9 +96,9 @@ class Build:
         if self.held:
             _log.info("Generation %d: unchanged, and kept: %s", number, ", ".join(self.held))
         serving = words.serving.holdings if words.serving else []
-        self.fewer = any(each.on_gpu and each.files.key not in self.held for each in serving)
+        self.remeasures = any(each.on_gpu and each.files.key not in self.held for each in serving)
         """Whether a model is no longer what it was on a GPU: what takes its memory there is measured anew."""
-        if self.changed or (self.fewer and any(each.on_gpu for each in self.held.values())):
+        if self.changed or (self.remeasures and any(each.on_gpu for each in self.held.values())):
             say(Phase.TRYING, "trial")
             self._start()
 
@@ -150,7 +150,9 @@ class Build:
 
     def _survival(self) -> ThrowAwayChild:
         new = {holding.files.key for holding in self.loaded}
-        together = self.fewer or any(holding.on_gpu for holding in self.loaded)  # on a GPU all of them are, and are measured so
+        together = self.remeasures or any(
+            holding.on_gpu for holding in self.loaded
+        )  # on a GPU all of them are, and are measured so
         holdings = [each for each in self.held.values() if each.files.key in new or (together and each.on_gpu)]
         return survival(holdings, self.settings, self.gpu, polite=self.polite)
 

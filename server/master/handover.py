@@ -42,7 +42,8 @@ class HandOver:
     @property
     def backed(self) -> bool:
         """Whether that one serves on if this one stops."""
-        return self.beside is not None and not self.beside.leaving
+        beside = self.beside
+        return beside is not None and not beside.leaving
 
     @property
     def others_serve(self) -> bool:
@@ -61,8 +62,8 @@ class HandOver:
             why = "this master was started from outside its container, whose end its own may be: start a new one beside it"
         elif self.successor.pid:
             why = f"a new master ({self.successor.pid}) is under way"
-        elif self.beside:
-            why = f"the master before this one ({self.beside.pid}) has not ended yet"
+        elif beside := self.beside:
+            why = f"the master before this one ({beside.pid}) has not ended yet"
         elif draining:
             why = "the server is going away"
         elif busy:
@@ -81,8 +82,8 @@ class HandOver:
         self.words.reasons[:] = [line]
         self.words.publish()
 
-    def takes_reload(self) -> bool:
-        """Whether a reload is not for now: a new master shall do it, or the one before this one is still to end."""
+    def defer_reload(self) -> bool:
+        """Put a reload off, if a new master shall do it, or the one before this one is still to end; whether it was."""
         if self.successor.take_reload():
             _log.info("A new master is under way; the reload is left to it")
             return True
@@ -91,8 +92,8 @@ class HandOver:
             _log.info("The reload waits for the master before this one to end")
         return self.reload_due
 
-    def gives_reload(self) -> bool:
-        """Whether one that waited for that end is to begin now; true once."""
+    def take_reload(self) -> bool:
+        """Take one that has waited for that end, and is due now; whether there is one."""
         due = self.reload_due and not self.beside
         self.reload_due = self.reload_due and not due
         return due

@@ -65,7 +65,8 @@ class Master:
         self.keeper = Keeper(sock, self.board, predecessor)
         self._start()
         self.settings = settings = self._with_gpus(settings)
-        see(None)  # torch itself would initialise CUDA for a question that it asks, were there a GPU to be asked
+        if not settings.gpus:
+            see(None)  # torch would begin CUDA in whoever compiles for the processor, and hold memory of a GPU
         self.workforce = Workforce(self.board, Slots(self.board, settings.boot_timeout, len(settings.gpus)), settings)
         self.succession = Succession(settings, self.workforce, self.words, self.mind, lambda: self.behind)
         self.turns = Turns(self.workforce.slots, settings.polite_seconds, lambda: self.behind)
@@ -176,7 +177,7 @@ class Master:
 
     def reload(self) -> None:
         """Make a new generation; never beside two others: a new master shall do it, and once the one before it is gone."""
-        if not self.hand_over.takes_reload():
+        if not self.hand_over.defer_reload():
             self.succession.reload()
 
     def grow(self) -> None:
@@ -224,10 +225,11 @@ class Master:
         if self.workforce.notice() and self.succession.serving:
             self.workforce.promote(self.succession.serving)
         if self.workforce.newly_open() and self.succession.serving:
-            self.words.complain("")
+            if not self.workforce.slots.backoff.failures:
+                self.words.complain("")
             self.workforce.promote(self.succession.serving)
             self.served = self.served or State.ACTIVE in self.board.states().tolist()
-        if self.hand_over.gives_reload():
+        if self.hand_over.take_reload():
             self.succession.reload()
         self.succession.tick()
         self.turns.give()

@@ -98,6 +98,8 @@ class Succession:
         """A generation is complete: its workers may boot. Raises `ResourceError` if there is no memory for one of them."""
         self.one_by_one = False
         if self.serving:
+            if generation.taken is not self.serving.taken:
+                self.workforce.nvml_from = 0.0  # its trial has just had NVML's answer
             room = Room(self.settings, generation.private_bytes, gpus=self.workforce.gpu_room(generation))
             self.one_by_one = room.beside(self.wanted) < self.wanted
         self.build = self.built = None

@@ -92,8 +92,8 @@ class Workforce:
     def refuse(self, worker: Any, generation: Generation, why: str) -> None:
         """A worker that is about to be forked has no place; its child leaves after a moment, so that forks do not storm."""
         _log.critical("%s", why)
-        gpu = self.slots.next_gpu(generation.number)
-        self.assignments[worker] = Assignment(generation, None, gpu, max(self.slots.backoff.seconds(gpu), REFUSED_BACKOFF), why)
+        seconds = max(self.slots.backoff.seconds(0), REFUSED_BACKOFF)  # it is the master who is at fault, and no GPU
+        self.assignments[worker] = Assignment(generation, None, backoff=seconds, refused=why)
 
     def withdraw(self) -> None:
         """Take back what was assigned to workers that could not be forked: gunicorn has given them no pid."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.engines.engine import Session
+from server.engines.engine import Precision, Session
 from server.exits import ConfigurationError
 from server.features.text import IDS, MASK, MOST_TEXTS, TYPES, Text
 from server.models import golden, shapes
@@ -58,6 +58,8 @@ class Model:
     """Where its counters stand in a slot of the scoreboard."""
     batched: bool = True
     """Whether a row alone gives the row's answer in a batch, so that rows may be padded and mixed."""
+    precision: Precision = Precision.FP32
+    """What it calculates in, which may be another than is asked for."""
     remembered: tuple[Shape, ...] = ()
     """Shapes of undeclared axes that were met cold before, and are warmed now."""
     plan: Plan = field(init=False)

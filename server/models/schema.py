@@ -98,9 +98,9 @@ class ModelToml(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     text: TextTable | None = None
     torch: TorchTable = TorchTable()
 
-    def tolerance(self, datatype: str) -> tuple[float, float]:
+    def tolerance(self, precision: Precision, datatype: str) -> tuple[float, float]:
         """How far an output of `datatype` may differ, relatively and absolutely; further where it comes of half precision."""
-        half = self.torch.precision is not Precision.FP32 or datatype in HALVES
+        half = precision is not Precision.FP32 or datatype in HALVES
         rtol, atol = HALF_TOLERANCE if half else TOLERANCE
         return rtol if self.rtol is None else self.rtol, atol if self.atol is None else self.atol
 

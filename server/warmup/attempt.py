@@ -6,14 +6,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from server.engines.engine import COMPILED, Engine, Precision, Rung, Session, Source
-from server.exits import ExitError, ModelError, UnshareableError
+from server.exits import ModelError, UnshareableError
 from server.features.text import Text
 from server.gpus import Allotment, see
 from server.models.finding import Finding
@@ -53,7 +52,7 @@ class Parts:
 
     def model(self, session: Session) -> Model:
         """The model around a session of its engine."""
-        return Model(self.files, self.python, session, self.engine.platform, self.text)
+        return Model(self.files, self.python, session, self.engine.platform, self.text, precision=self.source.precision)
 
 
 class Attempt:
@@ -130,7 +129,7 @@ class Attempt:
             session = self.parts.engine.load(self.source, self.settings.threads)
             say(self._run(session, rung, why, say))
             return
-        with watched(f"model {self.key}: loading", self.parts.files), self._unseen():
+        with watched(f"model {self.key}: loading", self.parts.files):
             session = self.parts.engine.load(self.source, 1)
             if shares_compiled(self.source, self.settings.threads):
                 once(self.parts.model(session), lambda where: say(Doing(f"{where}, finding it compiled")))
@@ -138,17 +137,6 @@ class Attempt:
         name = f"model {self.key} after a fork"
         run = ThrowAwayChild(name, lambda inner: inner(self._run(session, rung, why, inner)), seconds, say, breaks=self.breaks)
         say(run.run()[0])
-
-    @contextmanager
-    def _unseen(self) -> Iterator[None]:
-        """What fails where no GPU is to be seen may hold where it is."""
-        try:
-            yield
-        except ExitError as error:
-            if not self.source.gpu:
-                raise
-            message = f"{error} (in a process that sees no GPU)"
-            raise UnshareableError(message) from error
 
     def _run(self, session: Session, rung: Rung, why: str, say: Say) -> Finding:
         # What a live session adds is measured from its fork on, what a worker loads itself from before it ran.
@@ -158,6 +146,7 @@ class Attempt:
         session.enter(self.settings.threads, gpu)
         model, threads = self.parts.model(session), tasks()
         once(model, lambda where: say(Doing(where)))
+        graphs = session.graphs  # of what is declared, and not of what a client has sent
         model.remembered = tuple(shape for shape in self.remembered if runs_well(model, shape))
         say(Doing(f"model {model.key}: a row alone against the row in a batch"))
         difference = proof.rows_differ(model) if model.plan.batched else ""
@@ -185,7 +174,7 @@ class Attempt:
             shapes=[dict(zip(model.plan.axes, shape, strict=True)) for shape in model.shapes()],
             private_bytes=max(private_bytes() - before, 0),
             device="cuda" if gpu else "cpu",
-            graphs=session.graphs,
+            graphs=graphs,
             bound=bound,
             remembered=[list(shape) for shape in model.remembered],
             precision=self.source.precision,

@@ -132,7 +132,7 @@ def _difference(model: Model, spec: TensorSpec, expected: Array, actual: Array) 
         return f"output {spec.name!r} must have shape {list(expected.shape)}, has {list(actual.shape)}"
     bound = ""
     if spec.datatype in FLOATS:
-        rtol, atol = model.files.toml.tolerance(spec.datatype)
+        rtol, atol = model.files.toml.tolerance(model.precision, spec.datatype)
         wrong = ~np.isclose(actual.astype(np.float64), expected.astype(np.float64), rtol=rtol, atol=atol)
         bound = f", rtol is {rtol:g} and atol {atol:g}"
     else:

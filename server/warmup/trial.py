@@ -112,7 +112,7 @@ def survival(holdings: Sequence[Holding], settings: Settings, gpu: Allotment | N
 
 
 def _everywhere(model: Model, say: Callable[[str], None]) -> None:
-    """Run every shape in each thread in which a worker does: on a GPU each has workspaces of its own."""
+    """Run every shape in two threads, as a worker does that warms and serves: on a GPU each has workspaces of its own."""
     once(model, say)
     if model.session.overlaps:
         with ThreadPoolExecutor(1) as pool:

@@ -260,12 +260,12 @@ def test_put_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reload_waits() -> None:
     """A reload that is asked for beside an older master is due once, when that has ended."""
     between = _between(predecessor=8)
-    assert between.takes_reload()
-    assert not between.gives_reload()
+    assert between.defer_reload()
+    assert not between.take_reload()
     between.predecessor.gone = True
-    assert [True, False] == [between.gives_reload() for _ in range(2)]
-    assert not between.takes_reload()
-    assert not between.gives_reload()
+    assert [True, False] == [between.take_reload() for _ in range(2)]
+    assert not between.defer_reload()
+    assert not between.take_reload()
 
 
 def test_told_to_end_with_its_successor() -> None:

@@ -93,18 +93,19 @@ def test_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "datatype", "tolerance"),
+    ("text", "precision", "datatype", "tolerance"),
     [
-        ("", "FP32", (1e-3, 1e-4)),
-        ("", "FP16", (0.02, 0.02)),
-        ("[torch]\nprecision = 'bf16'", "FP32", (0.02, 0.02)),
-        ("atol = 0.5\n[torch]\nprecision = 'fp16'", "FP32", (0.02, 0.5)),
-        ("rtol = 0", "BF16", (0, 0.02)),
+        ("", "fp32", "FP32", (1e-3, 1e-4)),
+        ("", "fp32", "FP16", (0.02, 0.02)),
+        ("[torch]\nprecision = 'bf16'", "bf16", "FP32", (0.02, 0.02)),
+        ("[torch]\nprecision = 'bf16'", "fp32", "FP32", (1e-3, 1e-4)),
+        ("atol = 0.5", "fp16", "FP32", (0.02, 0.5)),
+        ("rtol = 0", "fp32", "BF16", (0, 0.02)),
     ],
 )
-def test_tolerance(text: str, datatype: str, tolerance: tuple[float, float], tmp_path: Path) -> None:
-    """What half precision has calculated may differ by more, unless the operator says how much."""
-    assert tolerance == read(tmp_path, text).tolerance(datatype)
+def test_tolerance(text: str, precision: str, datatype: str, tolerance: tuple[float, float], tmp_path: Path) -> None:
+    """What half precision has calculated may differ by more, where it runs in that, unless the operator says how much."""
+    assert tolerance == read(tmp_path, text).tolerance(Precision(precision), datatype)
 
 
 @pytest.mark.parametrize(
