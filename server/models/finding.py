@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from server.engines.engine import Precision
+
 
 class Finding(msgspec.Struct, tag="finding", frozen=True):
     """One model on the best rung that held; it travels from the trial's child to the master as JSON."""
@@ -26,8 +28,8 @@ class Finding(msgspec.Struct, tag="finding", frozen=True):
     """What it runs on: `cpu` or `cuda`."""
     graphs: bool = False
     """Whether its shapes are recorded as CUDA graphs."""
-    precision: str = ""
-    """What it calculates in, where `model.toml` can say."""
+    precision: Precision = Precision.FP32
+    """What it calculates in."""
     difference: float | None = None
     """The largest difference from float32 on any sample, of any output; None where it calculates in that."""
     compile_seconds: float | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.engines.catalogue import engine_for
-from server.engines.engine import Precision, Rung, Session
+from server.engines.engine import Rung, Session
 from server.exits import ConfigurationError
 from server.features.text import Text
 from server.gpus import Allotment
@@ -62,7 +62,7 @@ class Holding:
             platform=self.finding.platform,
             index=self.index,
             batched=self.finding.batched,
-            precision=Precision(self.finding.precision),
+            precision=self.finding.precision,
             remembered=self.remembered,
         )
 
