@@ -23,15 +23,17 @@ test: setup lint types  ## lint, types and every test that needs no GPU
 bench: setup  ## the benchmarks, into bench-results/*.json and a table
 	$(BIN)/python -m bench
 
+# A device file says little: NVIDIA's libraries make one when they are asked, GPU or none. So NVML has the last word.
+NO_GPU = echo 'make $@: no NVIDIA GPU here, nothing to run'
 ifeq ($(wildcard /dev/nvidiactl)$(shell command -v nvidia-smi),)
 test-gpu bench-gpu:
-	@echo 'make $@: no NVIDIA GPU here, nothing to run'
+	@$(NO_GPU)
 else
 test-gpu: setup  ## every test that needs a GPU; says so where there is none
-	$(BIN)/python -m pytest -q -m gpu
+	@if [ "$$($(BIN)/python -m server.nvml)" = '[]' ]; then $(NO_GPU); else $(BIN)/python -m pytest -q -m gpu; fi
 
 bench-gpu: setup  ## the benchmarks that need a GPU; says so where there is none
-	$(BIN)/python -m bench gpu
+	@if [ "$$($(BIN)/python -m server.nvml)" = '[]' ]; then $(NO_GPU); else $(BIN)/python -m bench gpu; fi
 endif
 
 load: setup  ## the load tests, into load-results/*.json, plots and a table
