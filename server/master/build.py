@@ -150,9 +150,8 @@ class Build:
 
     def _survival(self) -> ThrowAwayChild:
         new = {holding.files.key for holding in self.loaded}
-        together = self.remeasures or any(
-            holding.on_gpu for holding in self.loaded
-        )  # on a GPU all of them are, and are measured so
+        # On a GPU they are all at once, and are measured so.
+        together = self.remeasures or any(holding.on_gpu for holding in self.loaded)
         holdings = [each for each in self.held.values() if each.files.key in new or (together and each.on_gpu)]
         return survival(holdings, self.settings, self.gpu, polite=self.polite)
 

@@ -20,14 +20,14 @@ _log = logging.getLogger("gunicorn.error")
 class Room:
     """What is left of memory, and of that of GPUs, beside the headroom and all that the server holds by now."""
 
-    def __init__(self, settings: Settings, models: int, root: int | None = None, gpus: GpuRoom | None = None) -> None:
+    def __init__(self, settings: Settings, model_bytes: int, root: int | None = None, gpus: GpuRoom | None = None) -> None:
         """Look at `root`, this process if it is not given, and all below it, before workers are forked.
 
-        `models`: the bytes that each adds for its models. `gpus`: what is left of those that they run on, if they do.
+        `model_bytes`: what each adds for its models. `gpus`: what is left of those that they run on, if they do.
         """
         self.settings = settings
         self.limit = memory_limit()
-        self.each = WORKER_BYTES + models
+        self.each = WORKER_BYTES + model_bytes
         held = sum(memory(pid).get("Pss", 0) for pid in family(root or os.getpid()))
         self.left = max(int(self.limit * (1 - settings.memory_headroom)) - held, 0)
         self.fitting = self.left // self.each

@@ -95,7 +95,8 @@ class HandOver:
     def take_reload(self) -> bool:
         """Take one that has waited for that end, and is due now; whether there is one."""
         due = self.reload_due and not self.beside
-        self.reload_due = self.reload_due and not due
+        if due:
+            self.reload_due = False
         return due
 
     def listen(self) -> bool:

@@ -135,12 +135,11 @@ class Master:
         build = self.succession.begin()
         while not (generation := build.step(0.1)):
             self.mind()
-        models = generation.private_bytes
         gpus = self.workforce.gpu_room(generation, SECONDS)
         if older := self.hand_over.beside:
-            active = Room(self.settings, models, older.pid, gpus).first(older.active)
+            active = Room(self.settings, generation.private_bytes, older.pid, gpus).first(older.active)
         else:
-            active = Room(self.settings, models, gpus=gpus).first()
+            active = Room(self.settings, generation.private_bytes, gpus=gpus).first()
         self.board.set("active", active)
         self.succession.boot(generation)
 

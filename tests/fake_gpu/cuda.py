@@ -58,19 +58,18 @@ _process = Process()
 
 def empty(shape: Any, *, dtype: torch.dtype, device: str = "cpu", pin_memory: bool = False) -> torch.Tensor:
     """`torch.empty`; pinned memory is any."""
-    made = torch.empty(shape, dtype=dtype)
-    if device == "cuda":
+    if pin_memory:
         _process.start()
-        _process.change(made.nbytes)
-        weakref.finalize(made.untyped_storage(), _process.change, -made.nbytes)
-    elif pin_memory:
-        _process.start()
-    return made
+    return _counted(torch.empty(shape, dtype=dtype), device)
 
 
 def empty_like(like: torch.Tensor, *, device: str) -> torch.Tensor:
     """`torch.empty_like`."""
-    made = torch.empty_like(like)
+    return _counted(torch.empty_like(like), device)
+
+
+def _counted(made: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor that takes memory of the GPU as long as it lives, if it is to lie there."""
     if device == "cuda":
         _process.start()
         _process.change(made.nbytes)
