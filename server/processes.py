@@ -7,8 +7,8 @@ import gc
 import os
 import select
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -63,6 +63,19 @@ def restore_signals(held: set[int]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold them back inside; a handler of what came meanwhile may raise at the end.
+
+    A thread that is begun inside holds them back for good, and takes none that the others hold back.
+    """
+    held = hold_signals()
+    try:
+        yield
+    finally:
+        restore_signals(held)
+
+
 def release_signals() -> None:
     """Let through what was held back, by whomever: a child has its parent's mask."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
@@ -82,13 +95,10 @@ def fork_child(run: Callable[[], int]) -> int:
     Raises what the handler of a signal that came meanwhile raises.
     """
     parent = os.getpid()
-    held = hold_signals()  # over the callbacks of the fork, in which what a handler raises would be lost
-    try:
+    with signals_held():  # over the callbacks of the fork, in which what a handler raises would be lost
         pid = os.fork()
         if not pid:
             _be_child(parent, run)
-    finally:
-        restore_signals(held)
     return pid
 
 

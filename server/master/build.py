@@ -27,7 +27,7 @@ from server.models.generation import Generation
 from server.models.holding import Holding
 from server.models.repository import ModelFiles, Stamp
 from server.models.source import shares_compiled, source, text
-from server.processes import clear_heap
+from server.processes import clear_heap, signals_held
 from server.scoreboard import now_ms
 from server.settings import Settings
 from server.states import Phase
@@ -288,11 +288,12 @@ def _deadline(files: ModelFiles, seconds: float, mind: Callable[[], None], *, en
 
     handler = signal.signal(signal.SIGALRM, turn)
     timer = signal.setitimer(signal.ITIMER_REAL, MIND_SECONDS, MIND_SECONDS)
-    faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=ends)
     try:
         for number in heeds:
             signal.signal(number, stop)
         try:
+            with signals_held():  # or its thread would take, as long as it has not begun, what this one holds back
+                faulthandler.dump_traceback_later(seconds + NATIVE_GRACE, exit=ends)
             yield
         finally:
             over = True  # nothing raises any more: all of what follows is done

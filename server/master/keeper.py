@@ -15,7 +15,7 @@ from pathlib import Path
 
 from server.exits import ConfigurationError
 from server.master.predecessor import Predecessor
-from server.processes import hold_signals, restore_signals
+from server.processes import signals_held
 from server.scoreboard import Scoreboard
 from server.states import Phase
 
@@ -46,12 +46,9 @@ class Keeper:
         if self.predecessor:
             descriptors.append(self.predecessor.pipe)
             tell = [f"--tell={self.predecessor.pipe}"]
-        held = hold_signals()  # until it ignores them: whoever sends to the group does not mean a process that has just begun
-        try:
+        with signals_held():  # until it ignores them: whoever sends to the group does not mean a process that has just begun
             self.process = self._popen(descriptors, tell)
             self.pidfd = os.pidfd_open(self.process.pid)
-        finally:
-            restore_signals(held)
         self.started = time.monotonic()
 
     @staticmethod

@@ -96,7 +96,7 @@ def test_probes_while_all_are_busy(tmp_path: Path, record_property: Record) -> N
 
 @pytest.mark.parametrize("kind", [None, "gthread", "sync"])
 def test_process_picture(kind: str | None, tmp_path: Path) -> None:
-    """`ps` shows what DESIGN.md draws; gunicorn's own workers serve the same app, as warm, and end as cleanly."""
+    """`ps` shows what ARCHITECTURE.md draws; gunicorn's own workers serve the same app, as warm, and end as cleanly."""
     arguments = ["-k", kind] if kind else []
     with server_in("serving", tmp_path, *arguments, standby=1) as scene:
         server = scene.server

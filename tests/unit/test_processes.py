@@ -8,6 +8,7 @@ import resource
 import select
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,28 +68,33 @@ def test_signal_during_a_fork() -> None:
 def test_child_takes_signals() -> None:
     """A child ends by a signal at once, though its parent has a handler and holds the signal back."""
     kept = signal.signal(signal.SIGTERM, lambda *_: None)
-    held = processes.hold_signals()
-    try:
+    with processes.signals_held():
         pid = processes.fork_child(hang)
         os.kill(pid, signal.SIGTERM)
         assert -signal.SIGTERM == ended(pid)
-    finally:
-        processes.restore_signals(held)
-        signal.signal(signal.SIGTERM, kept)
+    signal.signal(signal.SIGTERM, kept)
 
 
 def test_held_signals_are_not_lost() -> None:
     """A signal that comes while signals are held is taken when they are released."""
     taken: list[int] = []
     kept = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
-    held = processes.hold_signals()
-    try:
+    with processes.signals_held():
         signal.raise_signal(signal.SIGHUP)  # to this thread: another one may be there, that holds nothing
         assert [] == taken
-    finally:
-        processes.restore_signals(held)
-        signal.signal(signal.SIGHUP, kept)
+    signal.signal(signal.SIGHUP, kept)
     assert [signal.SIGHUP] == taken
+
+
+def test_a_thread_begun_while_signals_are_held() -> None:
+    """It holds them back for good, and so takes none from those that hold one back later."""
+    masks: list[set[int]] = []
+    thread = threading.Thread(target=lambda: masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    with processes.signals_held():
+        thread.start()
+    thread.join()
+    assert {*processes.HELD} <= masks[0]
+    assert not {*processes.HELD} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_dies_with_parent() -> None:
