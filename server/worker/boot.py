@@ -11,7 +11,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NoReturn
@@ -91,16 +91,20 @@ class Boot:
         self.take_turn()
 
     def take_turn(self) -> None:
-        """Wait for this worker's turn. That is not its boot: the deadline stands still."""
+        """Wait for this worker's turn."""
         if not self.turn:
-            left_ms = self.deadline_ms - now_ms()
-            self.say("waiting for its turn to load and warm")
-            self.expect_end(NEVER)
-            self.barrier.wait(self.slot, lambda: bool(self.turn))
-            self.expect_end(now_ms() + left_ms)
+            self._wait_for_others("waiting for its turn to load and warm", lambda: bool(self.turn))
         if self.turn != ALONE:
             bound = any(holding.finding.bound for holding in self.generation.holdings)
             self.pace = Polite(lambda: self.turn, aside=self.settings.threads == 1 and not bound, breaks=not self.gpu)
+
+    def _wait_for_others(self, step: str, over: Callable[[], bool]) -> None:
+        """Wait until `over()`. That is not this worker's boot: its deadline stands still."""
+        left_ms = self.deadline_ms - now_ms()
+        self.say(step)
+        self.expect_end(NEVER)
+        self.barrier.wait(self.slot, over)
+        self.expect_end(now_ms() + left_ms)
 
     def load(self) -> None:
         """Open every model of the generation, and make them what this process serves."""
@@ -138,9 +142,11 @@ class Boot:
                 prove(model, threads, self.say, self.pace, joins=bool(self.known[model.key]))
             self.arrive(Point.PROVEN)
             if self.turn == ALONE:
-                self.say("waiting for the others before the synthetic load")
                 number = self.generation.number
-                self.barrier.wait(self.slot, lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number)
+                self._wait_for_others(
+                    "waiting for the others before the synthetic load",
+                    lambda: max(self.board.get("rehearsing"), self.board.get("generation")) >= number,
+                )
             serving.counters.on = False
             for model in self.models:
                 self._rehearse(model, exchange)
