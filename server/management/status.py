@@ -90,7 +90,7 @@ class Status(msgspec.Struct, frozen=True):
     uptime_seconds: float
     ready: bool
     reasons: list[str]
-    """Why it is not ready, and why the last start or reload was refused."""
+    """Why it is not ready, and why the last reload, and the last hand-over, was refused."""
     doing: str
     targets: Targets
     models: list[Model]

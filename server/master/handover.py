@@ -79,7 +79,7 @@ class HandOver:
         """Say why no new master was started."""
         line = f"USR2 was refused: {why}"
         _log.error("%s", line)
-        self.words.reasons[:] = [line]
+        self.words.hand_over_refused = line
         self.words.publish()
 
     def defer_reload(self) -> bool:

@@ -275,10 +275,7 @@ class Master:
         self.hand_over.successor.ended(how)
         self._serve_on()
         if self.hand_over.successor.owes_reload and not self.drain_ends:
-            why = [*self.words.reasons]
             self.succession.reload()
-            self.words.reasons[:0] = why
-            self.words.publish()
 
     def _serve_on(self) -> None:
         """The new master does not take over after all: take back what its `warm` has changed, and see who has ended meanwhile."""

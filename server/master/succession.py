@@ -218,7 +218,7 @@ class Succession:
     def _complain(self, number: int, error: ExitError) -> None:
         line = f"generation {number} was refused: {error}"
         _log.error("%s", line)
-        self.words.reasons[:] = [line]
+        self.words.reload_refused = line
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ class Successor:
     def bequeath(self, environ: MutableMapping[str, str], management: socket.socket, *facts: int) -> None:
         """In the child, before it becomes the new master: leave it what is to be inherited, in the order of `Predecessor`."""
         for descriptor in (management.fileno(), self.theirs):
-            os.set_inheritable(descriptor, True)  # noqa: FBT003 - as above
+            os.set_inheritable(descriptor, True)  # noqa: FBT003 - the standard library's signature
         environ[INHERITED] = ",".join(str(int(each)) for each in (management.fileno(), self.theirs, *facts))
 
     def began(self, pid: int) -> None:
@@ -72,7 +72,7 @@ class Successor:
         self.warm = self.silent = self.ending = self.owes_reload = False
         self.missed.clear()
         self.deadline = time.monotonic() + self.patience
-        self.words.reasons.clear()
+        self.words.hand_over_refused = ""
         self._doing("starts")
 
     def listen(self) -> None:
@@ -109,7 +109,7 @@ class Successor:
         end = f"was killed by {how.name}" if isinstance(how, signal.Signals) else f"ended with status {how}"
         line = f"USR2 was refused: the new master {end}" + (f": {self.failed}" if self.failed else "")
         _log.error("%s", line)
-        self.words.reasons[:] = [line]
+        self.words.hand_over_refused = line
         self.words.say("")
 
     def miss(self, number: signal.Signals) -> None:

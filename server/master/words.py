@@ -22,8 +22,10 @@ class Words:
         self.board = board
         self.relay = relay
         self.doing = ""
-        self.reasons: list[str] = []
+        self.reload_refused = self.hand_over_refused = ""
+        """Why the last one was refused, if it was."""
         self.missing = ""
+        """Why workers are missing."""
         self.order: list[str] = []
         """Models by when they were last built, the newest last."""
         self.building: set[str] = set()
@@ -39,19 +41,23 @@ class Words:
 
     def begin(self) -> None:
         """A build begins: what was said of the last one is over."""
-        self.reasons.clear()
+        self.reload_refused = ""
         self.building.clear()
 
     def complain(self, reason: str) -> None:
-        """Say why workers are missing; empty when they no longer are. Why a reload was refused stays until the next one."""
+        """Say why workers are missing; empty when they no longer are."""
         self.missing = reason
         self.publish()
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why something is not as it was asked for."""
+        return [each for each in (self.reload_refused, self.hand_over_refused, self.missing) if each]
 
     def publish(self) -> None:
         """Put all on the page."""
         generations = {number: _notices(generation) for number, generation in self.generations.items()}
-        reasons = [*self.reasons, self.missing] if self.missing else self.reasons
-        notice = Notice(generations=generations, doing=self.doing, reasons=reasons)
+        notice = Notice(generations=generations, doing=self.doing, reasons=self.reasons)
         try:
             publish(self.board, notice)
         except ValueError:  # very many shapes with very long names: the numbers then stand without them

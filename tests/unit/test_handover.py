@@ -96,16 +96,17 @@ def test_a_line_in_pieces(old: Successor, new: Predecessor) -> None:
 
 def test_why_it_failed(old: Successor, new: Predecessor, caplog: pytest.LogCaptureFixture) -> None:
     """What the new one said first is why it ended, in the log and in the reasons; then another may be started."""
+    old.words.reload_refused = reload = "generation 2 was refused: no luck"  # of which a hand-over says nothing
     old.began(12345)
     new.say("failed", "model m/1: no luck")
     old.ended(70)
     line = "USR2 was refused: the new master ended with status 70: model m/1: no luck"
-    assert (line, [line], 0) == (caplog.messages[-1], old.words.reasons, old.pid)
+    assert (line, [reload, line], 0) == (caplog.messages[-1], old.words.reasons, old.pid)
     old.prepare()
     old.began(12346)
-    assert [] == old.words.reasons
+    assert [reload] == old.words.reasons
     old.ended(signal.SIGSEGV)
-    assert ["USR2 was refused: the new master was killed by SIGSEGV"] == old.words.reasons
+    assert [reload, "USR2 was refused: the new master was killed by SIGSEGV"] == old.words.reasons
 
 
 def test_taken_back(old: Successor, new: Predecessor) -> None:

@@ -126,7 +126,7 @@ def test_remembered(words: Words) -> None:
 
 def test_reasons(words: Words) -> None:
     """Why a reload was refused stays while what is missing comes and goes."""
-    words.reasons[:] = ["refused"]
+    words.reload_refused = "refused"
     words.complain("workers are missing")
     assert ["refused", "workers are missing"] == notice.read(words.board).reasons
 
