@@ -1,7 +1,8 @@
 # docker run -p 8000:8000 -p 8001:8001 -v ./models:/models:ro warmfork
 #
 # Without torch: --build-arg EXTRAS=text. The CPU build of torch comes from its own index; PyPI's brings gigabytes of CUDA.
-# The image has no compiler: a model with torch.compile = true needs an image of yours with g++.
+# The image has no compiler, and its user no home: a model with torch.compile = true needs an image of yours with g++, and
+# TORCHINDUCTOR_CACHE_DIR naming a folder that belongs to user 10001.
 
 FROM python:3.11-slim AS builder
 # gunicorn_h1c has no wheels for Linux.

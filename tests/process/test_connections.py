@@ -38,4 +38,4 @@ def test_connections_opened_ahead(tmp_path: Path) -> None:
         assert _ask(kept) == 200
 
         server.send(signal.SIGTERM)
-        server.clean(0, timeout=20)  # a request may take 30 s, so a graceful stop waits for 35
+        server.clean(0, timeout=20)  # a request may take 30 s, so a graceful stop waits for 65
