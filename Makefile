@@ -61,7 +61,7 @@ pins:  ## make constraints.txt anew from the newest versions that pyproject.toml
 
 clean:  ## remove what was made here, models/ excepted
 	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis bench-results build load-results warmfork.egg-info
-	find server hooks demo bench tests workloads -name __pycache__ -prune -exec rm -rf {} +
+	find server hooks demo bench deploy tests workloads -name __pycache__ -prune -exec rm -rf {} +
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

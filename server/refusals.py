@@ -1,4 +1,4 @@
-"""Why a request is not answered with a result: one class per status of the contract's table."""
+"""Why a request is not answered with a result: one class per status."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ SLOT = np.dtype(
     align=True,
 )
 
-# PERF: a slot is tens of kilobytes, nearly all of it counters that no probe asks for.
+# PERF: a slot is 150 kilobytes, nearly all of it counters that no probe asks for.
 _GLANCE = np.dtype([(name, SLOT[name]) for name in ("word", "pid", "generation", "doing")])
 _WORD = 8
 """Bytes of most fields; each of those lies at a multiple of it."""

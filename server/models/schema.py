@@ -64,7 +64,7 @@ class TorchTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     graphs: bool = True
     """On a GPU, a CUDA graph for each shape; not for a module that keeps in Python what changes from run to run."""
     precision: Precision = Precision.FP32
-    """Of weights and calculation, where the processor has it; float32 elsewhere."""
+    """Of weights and calculation, where the processor or the GPU has it; float32 elsewhere."""
     max_difference: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """How far an output may be from float32's on any sample."""
 

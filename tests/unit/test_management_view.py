@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args, get_origin
 
 import msgspec
 import pytest
@@ -169,6 +172,42 @@ def test_a_shape_without_free_axes_has_a_name() -> None:
     """No axis to name is no reason for an empty key."""
     assert status.shape_label({}) == "fixed"
     assert status.shape_label({"batch": 8, "length": 16}) == "batch=8,length=16"
+
+
+def _documented(name: str) -> list[str]:
+    page = (Path(__file__).parents[2] / "docs" / "observing.md").read_text(encoding="utf-8")
+    return page.partition(f"<!-- {name} -->\n")[2].partition(f"<!-- /{name} -->")[0].splitlines()[2:]
+
+
+def _fields(kind: type[msgspec.Struct], at: str = "") -> Iterator[str]:
+    """The names of all that an answer may have; `*` stands for a name that is not ours."""
+    for field in msgspec.structs.fields(kind):
+        name, inner = at + field.name, field.type
+        while get_origin(inner) in (list, dict):
+            name += "[]" if get_origin(inner) is list else ".*"
+            inner = get_args(inner)[-1]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            yield from _fields(inner, f"{name}.")
+        else:
+            yield name
+
+
+def test_every_metric_is_documented(view: View) -> None:
+    """The table of docs/observing.md is the one that Prometheus gets: names, types, labels, meanings."""
+    rows = []
+    for family in text_string_to_metric_families(metrics.render(view).decode()):
+        labels = dict.fromkeys(f"`{label}`" for sample in family.samples for label in sample.labels if label != "le")
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append(f"| `{name}` | {family.type} | {', '.join(labels)} | {family.documentation} |")
+
+    assert rows == _documented("metrics")
+
+
+def test_every_field_is_documented() -> None:
+    """The table of docs/observing.md has every field of `/status`, and no other."""
+    named = [name for row in _documented("status") for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+
+    assert sorted(_fields(status.Status)) == sorted(named)
 
 
 def test_metrics_parse_and_count_every_slot(view: View) -> None:
