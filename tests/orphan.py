@@ -33,3 +33,8 @@ class Orphan:
 def adopt_orphans() -> None:
     """Have this process become the parent of what its children leave behind, so that it learns how that ends."""
     assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def leave_orphans() -> None:
+    """Leave them to whoever takes them, as every process does by default."""
+    assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0) == 0

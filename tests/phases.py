@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models import identity, put
-from tests.server import Server
+from tests.server import PATIENCE, Server
 
 BOOT = ("trial", "load", "warming", "waiting")
 OPEN = ("serving", "request", "draining")
@@ -137,7 +137,7 @@ class Scene:
 
 
 @contextmanager
-def server_in(phase: str, root: Path, *arguments: str, **settings: object) -> Iterator[Scene]:
+def server_in(phase: str, root: Path, *arguments: str, patience: float = PATIENCE, **settings: object) -> Iterator[Scene]:
     """A server of two workers in one of `PHASES`, with the model `gated` in `root`; at the end all gates are open."""
     gated = Gated(root)
     gate = {"waiting": "rehearsal-1", "serving": "", "draining": ""}.get(phase, phase)
@@ -145,6 +145,7 @@ def server_in(phase: str, root: Path, *arguments: str, **settings: object) -> It
         gated.close(gate)
     drain = {"drain": 30} if phase == "draining" else {}
     with ThreadPoolExecutor(16) as pool, Server(root, *arguments, ready=False, **{"workers": 2, **drain, **settings}) as server:
+        server.patience = patience
         server.wait(lambda: server.probe("/livez")[0] == 200, "the management process")
         scene = Scene(server, gated, pool)
         try:

@@ -52,6 +52,8 @@ class Server:
         self.expected: list[str] = []
         self.news = threading.Condition()
         self.family: dict[int, float] = {}
+        self.patience = PATIENCE
+        """Seconds after which a condition that has not come is a failure; more where a server stands back behind all others."""
         self.sockets: tuple[int, ...] = ()
         """Descriptors that it inherits."""
 
@@ -192,14 +194,15 @@ class Server:
         status, _, content = self.request("POST", f"/v2/models/{model}/infer", body, timeout=timeout)
         return status, json.loads(content)
 
-    def wait(self, condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
+    def wait(self, condition: Callable[[], object], what: str, timeout: float = 0) -> None:
         """Wait until `condition` holds, looking every few milliseconds while the server lives."""
+        timeout = timeout or self.patience
         end = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < end, f"waited {timeout:g} s for {what}:\n{self.log}"
             time.sleep(0.01)
 
-    def wait_ready(self, timeout: float = PATIENCE) -> None:
+    def wait_ready(self, timeout: float = 0) -> None:
         """Wait for `/readyz` to be 200; fail at once if the server ends."""
 
         def ready() -> bool:
@@ -208,7 +211,7 @@ class Server:
 
         self.wait(ready, "readiness", timeout)
 
-    def wait_state(self, state: str, count: int = 1, timeout: float = PATIENCE) -> list[dict[str, Any]]:
+    def wait_state(self, state: str, count: int = 1, timeout: float = 0) -> list[dict[str, Any]]:
         """Wait until `count` workers at least are in `state`; give them."""
         found: list[dict[str, Any]] = []
 
@@ -293,7 +296,10 @@ class Server:
 
         What serves must be ready all the while; after a refusal it must be the same processes, and /status and the log say why.
         """
-        before, serving = self.status(), {worker["pid"] for worker in self.wait_state("active")}
+        before = self.status()
+        serving = {worker["pid"] for worker in self.wait_state("active", before["targets"]["active"])}
+        line = rf"\[ERROR\] generation \d+ was refused: {refused}"
+        said = len(re.findall(line, self.log))
         self.expect(refused or "^$", r"Worker \(pid:\d+\) (exited with code|was sent)")
         self.send(signal.SIGHUP)
 
@@ -303,11 +309,11 @@ class Server:
             alone = all(worker["generation"] == now["generation"] for worker in now["workers"])
             opened = now["generation"] > before["generation"] and alone and not now["building"]
             assert not (refused and opened), f"opened, {refused!r} should refuse it:\n{self.log}"
-            return bool(re.search(refused, " ".join(now["reasons"]))) if refused else opened
+            return len(re.findall(line, self.log)) > said if refused else opened
 
         self.wait(over, refused or "the next generation")
         if refused:
-            self.wait_log(rf"\[ERROR\] generation \d+ was refused: {refused}", 5)
+            self.wait(lambda: re.search(refused, " ".join(self.status()["reasons"])), "the reason on the page")
             assert serving == {worker["pid"] for worker in self.wait_state("active")}
         else:
             assert self.status()["reasons"] == []

@@ -60,7 +60,8 @@ class Fleet(Master):
             message = "haproxy is not installed"
             raise FileNotFoundError(message)
         self.models = models
-        self.port, self.statistics, *others = _free(2 + 2 * most)
+        self.held = [_held() for _ in range(2 + 2 * most)]
+        self.port, self.statistics, *others = (each.getsockname()[1] for each in self.held)
         self.places = [Place(*pair) for pair in zip(others[::2], others[1::2], strict=True)]
         self.servers: list[Server] = []
 
@@ -85,6 +86,8 @@ class Fleet(Master):
 
     def _end(self) -> None:
         with ExitStack() as closing:
+            for each in self.held:
+                closing.callback(each.close)
             closing.callback(self.proxy.wait)
             closing.callback(self.proxy.terminate)
             for server in self.servers:
@@ -141,8 +144,9 @@ class Fleet(Master):
         return [(place, Ours(f"http://127.0.0.1:{place.management}")) for place in self.places[: len(self.servers)]]
 
 
-def _free(count: int) -> list[int]:
-    """Ports that the kernel gives, and nobody has now."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
+def _held() -> socket.socket:
+    """A port that the kernel gives to nobody else as long as this is open; who asks for it by its number may have it."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", 0))
+    return made

@@ -113,7 +113,9 @@ def test_placement(machine: Machine, models: Path) -> None:
         assert devices(server).keys() <= cuda
         assert not cuda & {server.process.pid, server.pid_of("warmfork: management")}
         assert devices(server).keys() == held.keys()
-    assert {200} == {result for _, result, _ in asking.results if isinstance(result, int)}
+    lost = [result for _, result, _ in asking.results if result != 200]
+    assert len(lost) <= 3  # the request in each killed worker
+    assert all(isinstance(each, OSError) for each in lost)
 
 
 def _replaced(server: Server, others: set[int], pid: int) -> bool:

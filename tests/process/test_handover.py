@@ -26,6 +26,8 @@ if "GUNICORN_PID" in os.environ:
     {code}
 """
 
+LONG = 120
+"""Seconds that a request may be held, over a whole start."""
 TITLES = ["warmfork: management", "warmfork: master", *2 * ["warmfork: worker  · active · gen  · cpu"]]
 
 
@@ -178,7 +180,7 @@ def test_term_ends_both(tmp_path: Path) -> None:
 
 def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
     """A new master that is told to end, while the old one still answers a long request, drains: nobody else serves any more."""
-    with server_in("request", tmp_path, drain=1) as scene:
+    with server_in("request", tmp_path, drain=5, request_timeout=LONG) as scene:
         server = scene.server
         serving = set(_serving(scene))
         adopt_orphans()
@@ -201,7 +203,7 @@ def test_term_while_the_old_one_finishes(tmp_path: Path) -> None:
 
 def test_term_to_one_that_finishes(tmp_path: Path) -> None:
     """The first TERM to an old master that has handed over costs no request that it still answers; the new one serves on."""
-    with server_in("request", tmp_path) as scene:
+    with server_in("request", tmp_path, request_timeout=LONG) as scene:
         server = scene.server
         serving = set(_serving(scene))
         adopt_orphans()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.models import identity, put
-from tests.phases import Scene, server_in
+from tests.phases import Gated, Scene, server_in
 from tests.repeat import Repeat
 from tests.server import Server
 
@@ -25,6 +25,9 @@ if not slept.exists():
     slept.touch()
     time.sleep(0.7)
 """
+LAST = 300.0
+"""Seconds to wait for a server that comes after everything else on the machine, other tests among it."""
+BEHIND = pytest.mark.timeout(2 * LAST)
 PROJECT = Path(__file__).parents[2] / "gunicorn.conf.py"
 NOTING = """
 import os, runpy, sys, threading, time
@@ -95,20 +98,21 @@ def test_stands_back(tmp_path: Path) -> None:
         server.send(SIGTTIN)
         server.wait(lambda: gated.came("warming-2"), "the new worker")
         (pid,) = gated.came("warming-2")
-        assert _policies(pid)[0] == os.SCHED_OTHER
+        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
         assert _policies(pid).count(os.SCHED_IDLE) == 1
         gated.open("warming-2")
         server.wait(lambda: gated.came("rehearsal-2"), "its synthetic load")
-        assert _policies(pid)[0] == os.SCHED_OTHER
+        assert os.sched_getscheduler(pid) == os.SCHED_OTHER
         gated.open("rehearsal-2")
         assert pid in [worker["pid"] for worker in server.wait_state("active", 3)]
         assert set(_policies(pid)) == {os.SCHED_OTHER}
 
 
+@BEHIND
 def test_beside_another_server(tmp_path: Path) -> None:
     """A server that is told of others starts behind them: trial, import of the library, and its workers one after the other."""
     noted = tmp_path / "noted"
-    with server_in("trial", tmp_path / "models", "-c", _noting(noted), polite=1) as scene:
+    with server_in("trial", tmp_path / "models", "-c", _noting(noted), patience=LAST, boot_timeout=10 * LAST, polite=1) as scene:
         server, gated = scene.server, scene.gated
         assert _policies(gated.came("trial")[0])[0] == os.SCHED_IDLE
         gated.close("warming")
@@ -123,6 +127,7 @@ def test_beside_another_server(tmp_path: Path) -> None:
         assert _policies(server.process.pid) == [os.SCHED_OTHER]
 
 
+@BEHIND
 def test_told_to_end_in_its_import(tmp_path: Path) -> None:
     """A server that starts behind others and is told to end while its library is imported does so at once."""
     noted = tmp_path / "noted"
@@ -130,6 +135,7 @@ def test_told_to_end_in_its_import(tmp_path: Path) -> None:
     gate.touch()
     put(tmp_path / "models", "m", identity())
     with Server(tmp_path / "models", "-c", _noting(noted), ready=False, polite=1) as server:
+        server.patience = LAST
         server.wait(lambda: _imports(noted, server.process.pid), "the import in the master")
         server.processes()
         server.send(SIGTERM)
@@ -205,6 +211,28 @@ def test_waiting_is_no_booting(tmp_path: Path) -> None:
         assert max(waited) > BOOT_TIMEOUT
 
 
+def test_first_load_waits_for_a_replacement(tmp_path: Path) -> None:
+    """Nor is the first generation's wait for one that was killed late in its boot, and whose place another has taken."""
+    gated = Gated(tmp_path)
+    gated.close("warming-1")
+    with Server(tmp_path, ready=False, workers=2, boot_timeout=2 * BOOT_TIMEOUT) as server:
+        server.expect("was sent SIGKILL", "killed by SIGKILL")
+        server.wait(lambda: gated.came("warming-1"), "the one that will be killed")
+        first = server.status()["workers"][0]["pid"]
+
+        def age() -> float:
+            worker = server.status()["workers"][0]
+            assert worker["pid"] == first, server.log
+            return float(sum(worker["phases"].values()))
+
+        server.wait(lambda: age() > BOOT_TIMEOUT, "half the time that a boot may take")
+        os.kill(gated.came("warming-1")[0], SIGKILL)
+        server.wait(lambda: age() > 2 * BOOT_TIMEOUT, "more than a boot may take")
+        gated.open("warming-1")
+        server.wait_ready()
+        assert server.status()["workers"][0]["pid"] == first
+
+
 def test_bound_to_its_thread(tmp_path: Path) -> None:
     """A model whose Python must not be called from two threads is seen by the trial, and its replacements come up as well."""
     put(tmp_path, "m", identity(), python=BOUND)
@@ -219,10 +247,11 @@ def test_bound_to_its_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not _share(os.getpid()), reason="this kernel gives sessions no share of the processors")
+@BEHIND
 @pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
 def test_session(late: bool, tmp_path: Path) -> None:  # noqa: FBT001 - as pytest gives it
     """A server that starts politely stands back as a whole until it opens, or until a step has taken as long as it may."""
-    with server_in("trial", tmp_path, polite=1, boot_timeout=20 if late else 300) as scene:
+    with server_in("trial", tmp_path, patience=LAST, polite=1, boot_timeout=20 if late else 10 * LAST) as scene:
         server = scene.server
         if not late:
             assert _share(server.process.pid) == "19"

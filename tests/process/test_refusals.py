@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from tests.clients import connected, head
 from tests.models import identity, put
 from tests.phases import PLAIN
 from tests.server import Server
@@ -47,6 +47,12 @@ def preprocess(inputs):
 """
 
 Answer = tuple[int, dict[str, str], bytes]
+Inputs = dict[str, tuple[str, list[list[float]]]]
+
+
+def _body(inputs: Inputs) -> bytes:
+    tensors = [{"name": "x", "datatype": kind, "shape": [1, 3], "data": data} for kind, data in inputs.values()]
+    return json.dumps({"inputs": tensors}).encode()
 
 
 @dataclass
@@ -58,17 +64,11 @@ class Engine:
     pool: ThreadPoolExecutor
     held: list[Future[Answer]] = field(default_factory=list)
 
-    def ask(self, inputs: dict[str, tuple[str, list[list[float]]]]) -> Answer:
+    def ask(self, inputs: Inputs) -> Answer:
         """One inference: status, headers, body."""
-        tensors = [{"name": "x", "datatype": kind, "shape": [1, 3], "data": data} for kind, data in inputs.values()]
-        return self.server.request("POST", "/v2/models/m/infer", json.dumps({"inputs": tensors}).encode())
+        return self.server.request("POST", "/v2/models/m/infer", _body(inputs))
 
-    def connected(self) -> int:
-        """How many clients the kernel has connected, whether the worker has accepted them or not."""
-        here = ("127.0.0.1", self.server.port)
-        return sum(each.raddr == here for each in psutil.Process().net_connections("tcp4"))
-
-    def hold(self, inputs: dict[str, tuple[str, list[list[float]]]]) -> Future[Answer]:
+    def hold(self, inputs: Inputs) -> Future[Answer]:
         """One inference that is in the engine now and stays there."""
         asked = self.pool.submit(self.ask, inputs)
         self.server.wait(self.gate.with_suffix(".came").exists, "a request in the engine")
@@ -90,17 +90,18 @@ def _engine(root: Path, **settings: Any) -> Iterator[Engine]:
 @pytest.mark.parametrize("room", [0, 1])
 def test_full_queue(room: int, tmp_path: Path) -> None:
     """With room for one to wait (or none), the second at once gets 503 with Retry-After; who was let in is answered."""
-    with _engine(tmp_path, max_queue=room) as engine:
+    body = _body(PLAIN)
+    with _engine(tmp_path, max_queue=room) as engine, connected(engine.server, 2) as others:
         held = engine.hold(HELD)
-        others = [engine.pool.submit(engine.ask, PLAIN) for _ in range(2)]
-        engine.server.wait(lambda: engine.connected() == 3, "their connections")
+        for other in others:
+            other.send(head("m", len(body)) + body)  # where the worker finds both when it reads on
         engine.gate.unlink()
         assert held.result()[0] == 200
 
-        answered, refused = sorted((other.result() for other in others), key=lambda answer: answer[0])
-        assert (200, 503) == (answered[0], refused[0])
-        assert int(refused[1]["retry-after"]) >= 1
-        assert "WARMFORK_MAX_QUEUE" in json.loads(refused[2])["error"]
+        answered, refused = sorted((other.read() for other in others), key=lambda answer: answer.status)
+        assert (200, 503) == (answered.status, refused.status)
+        assert int(refused.header("Retry-After") or 0) >= 1
+        assert "WARMFORK_MAX_QUEUE" in refused.error
 
 
 def test_hung_inference(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,9 +18,12 @@ from server.exits import ConfigurationError, ExitError, ModelError, ResourceErro
 from server.models.finding import Finding
 from server.warmup.child import ThrowAwayChild
 from server.warmup.messages import Doing, Message, Say
+from tests.orphan import leave_orphans
 
 FINDING = Finding("m/1", "fake", "live", "", batched=True, shapes=[{"batch": 1}], private_bytes=5)
 SHORT = 0.3
+ENOUGH = 2.0
+"""Seconds in which a child comes to its second step."""
 LONG = 60.0
 HANG = 3600
 
@@ -32,6 +36,7 @@ def descriptors() -> set[str]:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """After each test there is no child, no zombie and no descriptor more than before."""
+    leave_orphans()
     before = descriptors()
     others = set(psutil.Process().children(recursive=True))
     yield
@@ -91,7 +96,7 @@ def test_much_to_say() -> None:
 
 
 def test_steps_do_not_block() -> None:
-    """A look at a child that is at work comes back at once; it may take longer than its patience as long as it says something."""
+    """A look at a child that is at work comes back at once."""
     ours, theirs = os.pipe()
     made = child(lambda _: os.read(ours, 1))
     assert not made.step(0)
@@ -102,12 +107,21 @@ def test_steps_do_not_block() -> None:
     os.close(ours)
     os.close(theirs)
 
+
+def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child may take longer than its patience as long as it says something."""
+    now = [0.0]
+    monkeypatch.setattr("server.warmup.child.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def later(_: Message) -> None:
+        now[0] += 0.8 * LONG
+
     def slowly(say: Say) -> None:
         for turn in range(6):
             say(Doing(f"turn {turn}"))
-            time.sleep(SHORT / 2)
 
-    assert [] == child(slowly, SHORT).run()
+    assert [] == child(slowly, LONG, later).run()
+    assert now[0] > 4 * LONG
 
 
 @pytest.mark.parametrize(
@@ -151,10 +165,10 @@ def test_hang(capfd: pytest.CaptureFixture[str], hang: Callable[[], object]) -> 
         say(Doing("step two"))
         hang()
 
-    failed = failure(deep_in_the_model, SHORT)
+    failed = failure(deep_in_the_model, ENOUGH)
 
     assert isinstance(failed, UnshareableError)
-    assert f"the child: hung for more than {SHORT:g} s at step two" == str(failed)
+    assert f"the child: hung for more than {ENOUGH:g} s at step two" == str(failed)
     stacks = capfd.readouterr().err
     assert "Fatal Python error: Aborted" in stacks
     assert "in deep_in_the_model" in stacks
