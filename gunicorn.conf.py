@@ -19,10 +19,9 @@ keepalive = 75
 backlog = 2048
 forwarder_headers = ""  # no header of a client or a proxy says where the app lives
 
-# A worker whose loop stands still for longer than a run may take is ended. A graceful stop has room for a request that waits for
-# as long as it may, and then runs for as long.
+# A worker whose loop stands still for longer than a run may take is ended.
 timeout = max(30, int(_settings.request_timeout) + 5)
-graceful_timeout = 2 * int(_settings.request_timeout) + 5
+graceful_timeout = _settings.stop_seconds
 worker_tmp_dir = "/dev/shm"  # noqa: S108 - a heartbeat must not wait for a disk
 
 preload_app = False  # the app is built around what `when_ready` has loaded

@@ -151,7 +151,9 @@ class Settings:
         _matching(r"auto|cpu|cuda|cuda:\d{1,3}", "cpu, cuda, cuda:N or auto"),
         "cpu, cuda, cuda:N, auto",
     )
-    boot_timeout: float = _float("the time a worker may take from fork to ready", 0.1, 86400, 300, "s")
+    boot_timeout: float = _float(
+        "the time a worker may take from fork to ready, its waits for others not counted", 0.1, 86400, 300, "s"
+    )
     ready_quorum: int | None = _text(
         "how many workers of a generation must be proven before it opens", "all", _quorum, "all, 1 to 9999"
     )
@@ -203,6 +205,11 @@ class Settings:
     def polite_seconds(self) -> float:
         """How long a worker that boots, or a step of a build, stands back behind those that serve."""
         return POLITE * self.boot_timeout
+
+    @property
+    def stop_seconds(self) -> int:
+        """How long a graceful stop may take: a request may wait for as long as it may, and then run for as long."""
+        return 2 * int(self.request_timeout) + 5
 
     def with_gpus(self, environ: Mapping[str, str]) -> Self:
         """The same, with the GPUs that there are; raises `ResourceError` where one is asked for that is not there."""

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--failed", type=_between(0, 1), default=0.01, help="bound: share of requests that fail (%(default)g)")
     add("--requests", type=_whole, default=100, help="requests that a verdict needs (%(default)d)")
     add("--keep-old", type=seconds, metavar="SECONDS", help="end the old server after so long; it runs on if this is not given")
-    add("--stop-timeout", type=seconds, default=60.0, help="seconds from TERM to the end of a server (%(default)g)")
+    add("--stop-timeout", type=seconds, default=90.0, help="seconds from TERM to the end of a server (%(default)g)")
     add("command", nargs="*", help="starts the new server, in the foreground; none: it runs already")
     return made
 

@@ -176,6 +176,7 @@ class Master:
 
     def reload(self) -> None:
         """Make a new generation; never beside two others: a new master shall do it, and once the one before it is gone."""
+        self.words.hand_over_refused = ""  # whoever asks for a reload has read it
         if not self.hand_over.defer_reload():
             self.succession.reload()
 
@@ -307,7 +308,7 @@ class Master:
         else:
             self.hand_over.successor.end()
             self.board.enter(Phase.STOPPING)
-        self.turn(self.settings.request_timeout)  # gunicorn's loop does not turn while it waits for its workers
+        self.turn(self.settings.stop_seconds)  # gunicorn's loop does not turn while it waits for its workers
         self.succession.close()
 
     def watch(self, pids: Iterable[int]) -> dict[int, signal.Signals | int]:

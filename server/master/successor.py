@@ -17,7 +17,7 @@ from server.settings import Settings
 SILENCE = 4
 """Boot deadlines that a new master may be silent for: a trial, a load, a second trial and the boot of its workers."""
 GRACE_SECONDS = 10.0
-"""What such a one has to end in, besides the longest request."""
+"""What such a one has to end in, besides a graceful stop."""
 
 _log = logging.getLogger("gunicorn.error")
 
@@ -28,7 +28,7 @@ class Successor:
     def __init__(self, settings: Settings, words: Words) -> None:
         """Begin with none."""
         self.patience = SILENCE * settings.boot_timeout
-        self.grace = settings.request_timeout + GRACE_SECONDS
+        self.grace = settings.stop_seconds + GRACE_SECONDS
         self.words = words
         self.pid = 0
         self.pipe = self.theirs = -1

@@ -23,7 +23,7 @@ class Words:
         self.relay = relay
         self.doing = ""
         self.reload_refused = self.hand_over_refused = ""
-        """Why the last one was refused, if it was."""
+        """Why the last one was refused, until the next; that of a hand-over until a reload is asked for as well."""
         self.missing = ""
         """Why workers are missing."""
         self.order: list[str] = []

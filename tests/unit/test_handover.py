@@ -158,7 +158,7 @@ def test_silence(old: Successor, new: Predecessor, monkeypatch: pytest.MonkeyPat
     now = 79.5
     old.listen()
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-    now = 79.6 + 30 + masters.GRACE_SECONDS
+    now = 79.6 + old.grace
     old.listen()
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     old.ended(signal.SIGKILL)
