@@ -126,7 +126,7 @@ class Scene:
     def hold(self) -> None:
         """One more inference that waits at the gate `request`, and is there."""
         before = len(self.gated.came("request"))
-        self.held.append(self.pool.submit(self.server.infer, "gated", HELD))
+        self.held.append(self.pool.submit(self.server.infer, "gated", HELD, timeout=120))
         self.server.wait(lambda: len(self.gated.came("request")) > before, "a request at the gate")
 
     def worker(self) -> int:

@@ -116,7 +116,7 @@ class Server:
         with self.news:
             return "".join(self.lines)
 
-    def wait_log(self, pattern: str, timeout: float = PATIENCE, *, count: int = 1) -> re.Match[str]:
+    def wait_log(self, pattern: str, timeout: float = 0, *, count: int = 1) -> re.Match[str]:
         """Wait until `pattern` stands in the log `count` times; give the last match."""
         found: list[re.Match[str]] = []
 
@@ -125,7 +125,7 @@ class Server:
             return len(found) >= count or not self.reader.is_alive()
 
         with self.news:
-            self.news.wait_for(there, timeout)
+            self.news.wait_for(there, timeout or self.patience)
         assert len(found) >= count, f"{pattern!r} {len(found)} times, not {count}, in:\n{self.log}"
         return found[count - 1]
 
@@ -269,8 +269,9 @@ class Server:
         self.send(number)
         self.clean(status)
 
-    def clean(self, status: int | None = 0, timeout: float = PATIENCE) -> None:
+    def clean(self, status: int | None = 0, timeout: float = 0) -> None:
         """Wait for the end; nothing may be left, and the log must be as announced. `status` None: whatever it was."""
+        timeout = timeout or self.patience
         deadline = time.monotonic() + timeout
         while self.process.poll() is None and time.monotonic() < deadline:
             self.processes()

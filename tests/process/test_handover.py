@@ -26,7 +26,7 @@ if "GUNICORN_PID" in os.environ:
     {code}
 """
 
-LONG = 120
+LONG = 100
 """Seconds that a request may be held, over a whole start."""
 TITLES = ["warmfork: management", "warmfork: master", *2 * ["warmfork: worker  · active · gen  · cpu"]]
 

@@ -132,7 +132,7 @@ def test_who_comes_later(tmp_path: Path) -> None:
 
 def test_the_lock_is_held_too(tmp_path: Path) -> None:
     """A native call that hangs with the interpreter's lock lets no watchdog answer: gunicorn's own limit ends the worker."""
-    with _two(tmp_path, "--timeout", "2") as (server, engine, victim, (first, *_), (well, *_)):
+    with _two(tmp_path, "--timeout", str(int(2 * LIMIT))) as (server, engine, victim, (first, *_), (well, *_)):
         server.expect("WORKER TIMEOUT", r"worker \d+ \(\w+\): killed by SIGKILL", r"Worker \(pid:\d+\) was sent SIGKILL")
         first.send(infer(HOLDS))
         server.wait(lambda: engine.ran(HOLDS), "the hang")

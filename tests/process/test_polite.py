@@ -139,7 +139,7 @@ def test_told_to_end_in_its_import(tmp_path: Path) -> None:
         server.wait(lambda: _imports(noted, server.process.pid), "the import in the master")
         server.processes()
         server.send(SIGTERM)
-        server.clean(timeout=10)
+        server.clean()
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
@@ -218,6 +218,7 @@ def test_first_load_waits_for_a_replacement(tmp_path: Path) -> None:
     with Server(tmp_path, ready=False, workers=2, boot_timeout=2 * BOOT_TIMEOUT) as server:
         server.expect("was sent SIGKILL", "killed by SIGKILL")
         server.wait(lambda: gated.came("warming-1"), "the one that will be killed")
+        server.wait(lambda: "waiting for the others" in server.status()["workers"][0]["doing"], "the other one")
         first = server.status()["workers"][0]["pid"]
 
         def age() -> float:

@@ -261,7 +261,7 @@ def postprocess(outputs, inputs):
 
 def test_reloads_while_an_old_worker_is_busy(tmp_path: Path) -> None:
     """Two reloads, while the one worker of the first generation finishes a long request: all three come to their ends."""
-    with server_in("request", tmp_path, workers=1, max_workers=1, request_timeout=120) as scene:
+    with server_in("request", tmp_path, workers=1, max_workers=1, request_timeout=100) as scene:
         server = scene.server
         for number in (2, 3):
             server.send(SIGHUP)

@@ -21,6 +21,9 @@ from tests.server import PATIENCE, ROOT, Server
 from workloads.fleet import PROGRAM
 from workloads.watch import ended, until
 
+PATIENT = 250
+"""Seconds that a script may take where other tests want the processors too: its servers start behind everybody."""
+pytestmark = pytest.mark.timeout(3 * PATIENT)
 _needs_haproxy = pytest.mark.skipif(PROGRAM is None, reason="haproxy is not installed")
 _COLD = """
 import time
@@ -77,7 +80,7 @@ def _run(case: Case, folder: Path, *arguments: str) -> tuple[int, str]:
             *(("--repository", str(models)) if case.script == "reload" else ()),
             *("--rate", "30", "--window", str(case.window), "--results", str(folder), *case.options),
         ]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENT)
     return ended.returncode, ended.stdout + ended.stderr
 
 
@@ -93,8 +96,10 @@ def test_cold(case: Case, tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(_run, case, tmp_path / name, *how) for name, how in (("warm", ()), ("cold", CONTROL))]
         (status, said), (cold_status, cold_said) = (run.result() for run in runs)
-    if all(line.startswith(case.bound) for line in _broken(said)) and status == 1:
+    broken = _broken(said)
+    if broken and all(line.startswith(case.bound) for line in broken):
         # Some of these figures are of one moment, and so may be the machine's. The cold server's breaks every time.
+        print(said)  # noqa: T201
         status, said = _run(case, tmp_path / "once more")
 
     assert status == 0, said

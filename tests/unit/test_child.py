@@ -113,15 +113,19 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("server.warmup.child.time", SimpleNamespace(monotonic=lambda: now[0]))
 
+    left = []
+
     def later(_: Message) -> None:
+        left.append(made.deadline - now[0])
         now[0] += 0.8 * LONG
 
     def slowly(say: Say) -> None:
         for turn in range(6):
             say(Doing(f"turn {turn}"))
 
-    assert [] == child(slowly, LONG, later).run()
-    assert now[0] > 4 * LONG
+    made = child(slowly, LONG, later)
+    assert [] == made.run()
+    assert [LONG] * 6 == pytest.approx(left)
 
 
 @pytest.mark.parametrize(

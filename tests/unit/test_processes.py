@@ -68,21 +68,25 @@ def test_signal_during_a_fork() -> None:
 def test_child_takes_signals() -> None:
     """A child ends by a signal at once, though its parent has a handler and holds the signal back."""
     kept = signal.signal(signal.SIGTERM, lambda *_: None)
-    with processes.signals_held():
-        pid = processes.fork_child(hang)
-        os.kill(pid, signal.SIGTERM)
-        assert -signal.SIGTERM == ended(pid)
-    signal.signal(signal.SIGTERM, kept)
+    try:
+        with processes.signals_held():
+            pid = processes.fork_child(hang)
+            os.kill(pid, signal.SIGTERM)
+            assert -signal.SIGTERM == ended(pid)
+    finally:
+        signal.signal(signal.SIGTERM, kept)
 
 
 def test_held_signals_are_not_lost() -> None:
     """A signal that comes while signals are held is taken when they are released."""
     taken: list[int] = []
     kept = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))
-    with processes.signals_held():
-        signal.raise_signal(signal.SIGHUP)  # to this thread: another one may be there, that holds nothing
-        assert [] == taken
-    signal.signal(signal.SIGHUP, kept)
+    try:
+        with processes.signals_held():
+            signal.raise_signal(signal.SIGHUP)  # to this thread: another one may be there, that holds nothing
+            assert [] == taken
+    finally:
+        signal.signal(signal.SIGHUP, kept)
     assert [signal.SIGHUP] == taken
 
 
