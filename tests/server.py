@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,14 @@ from tests.orphan import Orphan, adopt_orphans
 ROOT = Path(__file__).parents[1]
 PATIENCE = 60.0
 """Seconds after which a condition that has not come is a failure."""
+
+
+def held_port() -> socket.socket:
+    """A port that the kernel gives to nobody else as long as this is open; who asks for it by its number may have it."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", 0))
+    return made
 
 
 class Server:
@@ -53,7 +62,8 @@ class Server:
         self.news = threading.Condition()
         self.family: dict[int, float] = {}
         self.patience = PATIENCE
-        """Seconds after which a condition that has not come is a failure; more where a server stands back behind all others."""
+        """Seconds after which a condition that has not come is a failure, where no `timeout` is given; more for a server that
+        stands back behind all others."""
         self.sockets: tuple[int, ...] = ()
         """Descriptors that it inherits."""
 

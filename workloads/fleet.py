@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import socket
 import subprocess
 import tempfile
 import urllib.request
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from bench.machine import DIES_WITH_US
-from tests.server import Server
+from tests.server import Server, held_port
 from workloads import children
 from workloads.watch import Master, Ours, until
 
@@ -60,7 +59,7 @@ class Fleet(Master):
             message = "haproxy is not installed"
             raise FileNotFoundError(message)
         self.models = models
-        self.held = [_held() for _ in range(2 + 2 * most)]
+        self.held = [held_port() for _ in range(2 + 2 * most)]
         self.port, self.statistics, *others = (each.getsockname()[1] for each in self.held)
         self.places = [Place(*pair) for pair in zip(others[::2], others[1::2], strict=True)]
         self.servers: list[Server] = []
@@ -142,11 +141,3 @@ class Fleet(Master):
 
     def _each(self) -> list[tuple[Place, Ours]]:
         return [(place, Ours(f"http://127.0.0.1:{place.management}")) for place in self.places[: len(self.servers)]]
-
-
-def _held() -> socket.socket:
-    """A port that the kernel gives to nobody else as long as this is open; who asks for it by its number may have it."""
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("127.0.0.1", 0))
-    return made

@@ -23,7 +23,7 @@ import pytest
 from deploy.haproxy.runtime_api import RuntimeApi
 from tests.phases import HELD, Gated
 from tests.repeat import Repeat
-from tests.server import PATIENCE, ROOT, Server
+from tests.server import PATIENCE, ROOT, Server, held_port
 
 pytestmark = pytest.mark.skipif(not shutil.which("haproxy"), reason="haproxy is not installed")
 
@@ -148,7 +148,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
         environment: dict[str, str] = {}
         addresses = {}
         for colour in COLOURS:
-            workers, status = (_port(stack) for _ in range(2))
+            workers, status = (stack.enter_context(held_port()).getsockname()[1] for _ in range(2))
             addresses[colour] = f"127.0.0.1:{workers}", f"127.0.0.1:{status}"
             environment |= {colour.upper(): f"127.0.0.1:{workers}", f"{colour.upper()}_MANAGEMENT_PORT": str(status)}
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -176,13 +176,6 @@ def _runs(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _port(stack: ExitStack) -> int:
-    held = stack.enter_context(socket.socket())
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])
 
 
 def test_there_and_back(stage: Stage) -> None:

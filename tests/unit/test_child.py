@@ -36,7 +36,7 @@ def descriptors() -> set[str]:
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
     """After each test there is no child, no zombie and no descriptor more than before."""
-    leave_orphans()
+    leave_orphans()  # another test of this process may have adopted some
     before = descriptors()
     others = set(psutil.Process().children(recursive=True))
     yield
